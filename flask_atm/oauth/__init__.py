@@ -1,0 +1,1 @@
+"""Speaks to authorization servers and APIs. Knows no Flask, no store."""
