@@ -1,0 +1,51 @@
+"""Servers for the tests to talk HTTP to: a real provider, a faulty one, one with a grace period."""
+
+from .faulty import (
+    CloseIdle,
+    Cut,
+    Drip,
+    Exchange,
+    FaultyServer,
+    Flood,
+    GzipBomb,
+    Hang,
+    Held,
+    NotInTimeError,
+    Raw,
+    Reply,
+    Request,
+    redirect,
+    refusing_url,
+    respond,
+    silent_url,
+)
+from .oidc import ClientRegistration, OIDCError, OIDCRemote, OIDCServer, Visit
+from .rotating import AccessTokenInfo, RotatingTokenServer, TokenGrant
+
+__all__ = [
+    "AccessTokenInfo",
+    "ClientRegistration",
+    "CloseIdle",
+    "Cut",
+    "Drip",
+    "Exchange",
+    "FaultyServer",
+    "Flood",
+    "GzipBomb",
+    "Hang",
+    "Held",
+    "NotInTimeError",
+    "OIDCError",
+    "OIDCRemote",
+    "OIDCServer",
+    "Raw",
+    "Reply",
+    "Request",
+    "RotatingTokenServer",
+    "TokenGrant",
+    "Visit",
+    "redirect",
+    "refusing_url",
+    "respond",
+    "silent_url",
+]
