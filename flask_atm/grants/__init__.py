@@ -1,0 +1,1 @@
+"""Keeps grants and renews them. Knows no Flask."""

@@ -1,0 +1,103 @@
+"""What this process remembers of a token endpoint that fails, so that it does not ask in vain."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from flask_atm.errors import ATMError
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.single_flight import ProcessLock
+
+__all__ = ["Breaker", "Refusals"]
+
+log = logging.getLogger("flask_atm.endpoint")
+
+_REMEMBERED = 1024
+
+
+class Breaker:
+    """Opens after failures in a row at one endpoint; then one attempt per pause. Thread-safe.
+
+    :param name: for the log.
+    :param monotonic: a clock that never jumps.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: EngineParameters,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._parameters = parameters
+        self._monotonic = monotonic
+        self._lock = ProcessLock()
+        self._failures = 0
+        self._until = 0.0
+        self._last_error_log = -60.0
+        self.last: str = "unused"
+
+    def left(self) -> float:
+        """Give the seconds until the next attempt, or 0."""
+        return max(0.0, self._until - self._monotonic()) if self._until else 0.0
+
+    def enter(self) -> bool:
+        """Ask for an attempt: with the breaker open, one per pause gets it."""
+        with self._lock:
+            if self.left():
+                return False
+            if self._failures >= self._parameters.breaker_failures:
+                self._until = self._monotonic() + self._parameters.breaker_pause
+            return True
+
+    def succeeded(self) -> None:
+        """The endpoint answered."""
+        with self._lock:
+            self._failures, self._until, self.last = 0, 0.0, "ok"
+
+    def failed(self, reason: str) -> None:
+        """The endpoint gave no usable answer."""
+        with self._lock:
+            self._failures += 1
+            self.last = reason
+            if self._failures >= self._parameters.breaker_failures:
+                self._until = self._monotonic() + self._parameters.breaker_pause
+
+    def refused_client(self, error: str) -> None:
+        """The server does not accept this registration: nothing will work until that is mended."""
+        with self._lock:
+            now = self._monotonic()
+            self._until = now + self._parameters.client_pause
+            self.last = error
+            complain = now - self._last_error_log >= 60.0
+            if complain:
+                self._last_error_log = now
+        if complain:
+            log.error(
+                "the token endpoint of %r answers %s: check the client id, the secret and the"
+                " authentication method (ATM_CLIENT_ID, ATM_CLIENT_SECRET, ATM_CLIENT_AUTH)."
+                " Nobody is signed out because of it",
+                self._name,
+                error,
+            )
+
+
+class Refusals:
+    """Parameters that a server refused: not tried again for a while. Thread-safe."""
+
+    def __init__(self, pause: float, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._pause = pause
+        self._monotonic = monotonic
+        self._errors: dict[tuple[str, str], tuple[ATMError, float]] = {}
+
+    def remember(self, key: str, slot: str, error: ATMError, pause: float | None = None) -> None:
+        """Remember that these parameters of this grant were refused."""
+        if len(self._errors) >= _REMEMBERED:
+            self._errors.clear()
+        self._errors[key, slot] = (error, self._monotonic() + (pause or self._pause))
+
+    def get(self, key: str, slot: str) -> ATMError | None:
+        """Give the error of a refusal that still counts."""
+        error, until = self._errors.get((key, slot), (None, 0.0))
+        return error if error is not None and self._monotonic() < until else None

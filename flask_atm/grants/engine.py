@@ -1,0 +1,223 @@
+"""Gets a usable token for a caller: looks, decides, refreshes or waits, and looks again.
+
+What a caller is to do is decided by :func:`flask_atm.grants.record.decide`, how one attempt goes
+is in :mod:`flask_atm.grants.refresh`. Here is the loop between them. Waiting never means queueing
+for a lock: one caller of a process leads, the others wait for its end and then read the record.
+"""
+
+import copy
+import random
+import time
+from dataclasses import dataclass, replace
+from threading import Event as ThreadEvent
+from typing import Literal, NoReturn
+
+from flask_atm.errors import ATMError, LoginRequired, ServerUnavailable
+from flask_atm.grants.breaker import Breaker, Refusals
+from flask_atm.grants.control import lease_left
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.record import (
+    Decision,
+    Denied,
+    Renew,
+    Serve,
+    Slot,
+    Snapshot,
+    Unavailable,
+    Want,
+    decide,
+)
+from flask_atm.grants.refresh import Event, Refresher, Renewal
+from flask_atm.grants.single_flight import Flight, SingleFlight
+from flask_atm.grants.vault import Vault
+
+__all__ = ["Engine"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """Gets tokens for the grants of one provider or client. Thread-safe and fork-safe.
+
+    :param name: the provider or client, for errors.
+    """
+
+    name: str
+    vault: Vault
+    refresher: Refresher
+    flights: SingleFlight
+    breaker: Breaker
+    refusals: Refusals
+    parameters: EngineParameters
+
+    def served(self, snapshot: Snapshot, want: Want) -> Slot | None:
+        """Give the token of a record that was read just now, if it will do as it is."""
+        decision = decide(snapshot, want, self.parameters, blocked=self.breaker.left())
+        return decision.slot if isinstance(decision, Serve) else None
+
+    def get(
+        self,
+        snapshot: Snapshot,
+        want: Want,
+        renewal: Renewal,
+        *,
+        force: bool = False,
+        deadline: float | None = None,
+    ) -> tuple[Snapshot, Slot]:
+        """Give a token that is valid now, and the record that it comes from.
+
+        :param snapshot: the record, read just now.
+        :param force: a token is wanted whose request begins after that.
+        :param deadline: the latest end of the wait, by ``time.monotonic()``.
+        :raises LoginRequired: only a new sign-in helps.
+        :raises ServerUnavailable: the authorization server is away, and no token is left.
+        :raises TokenEndpointError: it refuses.
+        :raises StoreError: the store is silent.
+        """
+        give_up = time.monotonic() + self.parameters.wait
+        call = _Call(
+            engine=self,
+            key=snapshot.key,
+            want=replace(want, since=snapshot.now) if force else want,
+            renewal=renewal,
+            give_up=give_up if deadline is None else min(give_up, deadline),
+        )
+        return call.run(snapshot)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Call:
+    """One caller on the way to a token."""
+
+    engine: Engine
+    key: str
+    want: Want
+    renewal: Renewal
+    give_up: float
+
+    def read(self) -> Snapshot:
+        snapshot = self.engine.vault.read(self.key)
+        if snapshot is None:
+            raise LoginRequired(
+                "This sign-in has ended.", provider=self.engine.name, reason="ended"
+            )
+        return snapshot
+
+    def decide(self, snapshot: Snapshot) -> Decision:
+        engine = self.engine
+        return decide(snapshot, self.want, engine.parameters, blocked=engine.breaker.left())
+
+    def run(self, snapshot: Snapshot) -> tuple[Snapshot, Slot]:
+        while True:
+            decision = self.decide(snapshot)
+            if isinstance(decision, Serve):
+                return snapshot, decision.slot
+            if not isinstance(decision, Renew):
+                self.refuse(decision)
+            refused = self.engine.refusals.get(self.key, self.want.slot)
+            if decision.meanwhile is not None:
+                if refused is not None or not self.renew_if_nobody_does(snapshot):
+                    return snapshot, decision.meanwhile
+                return self.after_attempt(None)
+            if refused is not None:
+                raise copy.copy(refused)
+            error = self.renew_or_wait(snapshot)
+            if error is not None:
+                return self.after_attempt(error)
+            snapshot = self.read()
+            if time.monotonic() >= self.give_up:
+                return self.last_look(snapshot)
+
+    def refuse(self, decision: Unavailable | Denied) -> NoReturn:
+        provider = self.engine.name
+        if isinstance(decision, Unavailable):
+            raise ServerUnavailable(retry_after=decision.retry_after, provider=provider)
+        if decision.reason == "expired":
+            message = "The sign-in has no refresh token, and its access token has expired."
+        else:
+            message = "The provider has ended this sign-in."
+        raise LoginRequired(message, provider=provider, reason=decision.reason)
+
+    # -- the token is still good for a while: nobody waits
+
+    def renew_if_nobody_does(self, snapshot: Snapshot) -> bool:
+        """Refresh, unless somebody does already; tell whether an attempt was made here."""
+        seen: Literal["look", "busy"] = "busy"
+        events: list[Event] = []
+        with self.engine.flights.enter(self.key) as (leads, flight):
+            if leads:
+                seen = self.attempt(snapshot, flight, events)
+        self.notify(events)
+        return seen == "look"
+
+    # -- there is no token: everybody waits
+
+    def renew_or_wait(self, snapshot: Snapshot) -> ATMError | None:
+        """Refresh, or wait for who does; give why there is still no token, if that is known."""
+        events: list[Event] = []
+        with self.engine.flights.enter(self.key) as (leads, flight):
+            if leads and self.attempt(snapshot, flight, events) == "busy":
+                self.watch()
+        self.notify(events)
+        if not leads:
+            flight.wait(max(0.0, self.give_up - time.monotonic()))
+        return flight.error_for(self.want.slot)
+
+    def attempt(
+        self, snapshot: Snapshot, flight: Flight, events: list[Event]
+    ) -> Literal["look", "busy"]:
+        """Make the attempt of this process; its failure is everybody's who waits for it."""
+        try:
+            return self.engine.refresher.run(
+                snapshot, self.want, self.renewal, deadline=self.give_up, events=events
+            )
+        except ATMError as error:
+            flight.fail(error, self.want.slot)
+            return "look"
+
+    def notify(self, events: list[Event]) -> None:
+        for event in events:
+            self.renewal.notify(event)
+
+    def watch(self) -> None:
+        """Poll the record until no other process holds its lease, or no time is left."""
+        parameters = self.engine.parameters
+        pause = parameters.poll_first
+        while time.monotonic() < self.give_up:
+            ThreadEvent().wait(random.uniform(pause, 5 * pause))  # noqa: S311 - jitter
+            pause = min(2 * pause, parameters.poll_last / 5)
+            snapshot = self.engine.vault.read(self.key)
+            if snapshot is None or not lease_left(snapshot.control, snapshot.now):
+                return
+
+    # -- ends
+
+    def after_attempt(self, error: ATMError | None) -> tuple[Snapshot, Slot]:
+        """Look once more: what is still valid is returned to its last second."""
+        snapshot = self.read()
+        decision = self.decide(snapshot)
+        if isinstance(decision, Serve):
+            return snapshot, decision.slot
+        if isinstance(decision, Denied):
+            self.refuse(decision)
+        slot = snapshot.grant.slots.get(self.want.slot)
+        if slot is not None and slot.expires_at > snapshot.now and self.is_good(slot):
+            return snapshot, slot
+        if error is None:
+            return self.last_look(snapshot)
+        raise copy.copy(error)
+
+    def is_good(self, slot: Slot) -> bool:
+        too_old = self.want.since is not None and slot.requested_at < self.want.since
+        return slot.token.reveal() != self.want.rejected and not too_old
+
+    def last_look(self, snapshot: Snapshot) -> tuple[Snapshot, Slot]:
+        decision = self.decide(snapshot)
+        if isinstance(decision, Serve):
+            return snapshot, decision.slot
+        if isinstance(decision, Renew):
+            raise ServerUnavailable(
+                "Another request is still renewing the token.",
+                retry_after=1,
+                provider=self.engine.name,
+            )
+        return self.refuse(decision)

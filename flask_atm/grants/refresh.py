@@ -1,0 +1,497 @@
+"""One refresh: begin, send, classify, commit. The heart of the project.
+
+With rotating refresh tokens, whoever sends the same refresh token twice kills the grant and signs
+the user out. So at most one process in the world may send it, and its answer must not be lost.
+This is how one attempt goes, and what can happen between its steps:
+
+1. **begin** takes the lease in the store and writes down which refresh token is about to be sent
+   (the *intent*), in one atomic step. It succeeds only on the version that was read, so it is the
+   second look too: whoever waited while somebody else refreshed finds the version moved.
+   If the store does not take it, nothing is sent, and nothing is lost.
+2. **send** writes the request. A process may be stopped between two steps for as long as the
+   system likes (a laptop lid, a container that is moved), so the lease alone proves nothing. The
+   *send window* does: a monotonic clock starts before ``begin``, and right before the first byte
+   it is looked at once more. Too late, and nothing is written. Window and deadline together are
+   shorter than the lease, so nobody else can be sending then.
+3. **classify**: the answer says whether the refresh token was spent. Where nobody knows (a cut
+   connection, a time-out, 502), the intent stays in the record. Whoever comes next finds a
+   refresh token *in doubt*: as long as there is a valid access token for the caller it is not
+   sent again, because a strict server would kill the grant at once. When there is none, one
+   holder at a time sends it again: either the server never saw the first request, and all is well,
+   or the grant had been lost anyhow.
+4. **commit** is fenced by the version, not by the lease: a holder that overslept its lease meets
+   a version that moved. It looks at what is stored. The refresh token that it had sent: then its
+   answer is the newest there is, and goes on top. Another one: then somebody else won, and that is
+   used. ``commit`` never makes a record, so a sign-out in the meantime wins, and the new tokens are
+   revoked. If the store does not answer, the result is kept in memory and offered again.
+
+The store's clock decides about leases and pauses, the monotonic clock about waits.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from threading import Event as ThreadEvent
+from typing import Any, Literal, Protocol
+
+from flask_atm.errors import (
+    ATMError,
+    InvalidTokenResponse,
+    LoginRequired,
+    ProtocolError,
+    ServerUnavailable,
+    StoreError,
+    TokenEndpointError,
+)
+from flask_atm.grants.answers import Tokens, Verdict, classify
+from flask_atm.grants.breaker import Breaker, Refusals
+from flask_atm.grants.control import Begun, Control
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.record import Grant, Snapshot, Want, token_hash
+from flask_atm.grants.vault import KeptAnswer, Vault
+from flask_atm.oauth.back_channel import Result
+
+__all__ = ["Event", "Exchange", "Refresher", "Renewal"]
+
+log = logging.getLogger("flask_atm.refresh")
+
+
+class Exchange(Protocol):
+    """A token request that is ready to be sent: nothing of it can block but the network."""
+
+    def send(self, *, deadline: float, may_write: Callable[[], bool]) -> Result:
+        """Send it once, over a fresh connection.
+
+        :param deadline: the end of all of it, by ``time.monotonic()``.
+        :param may_write: asked once, right before the first byte; ``False``: nothing is written.
+        """
+        ...
+
+
+class Renewal(Protocol):
+    """How the token of one slot is got: by a refresh token, or by client credentials."""
+
+    @property
+    def is_login(self) -> bool:
+        """Whether the slot is the sign-in's own, for which the grant itself was given."""
+        ...
+
+    def prepare(self, grant: Grant) -> Exchange:
+        """Make the request; whatever of the application may block or fail does so here."""
+        ...
+
+    def verify(self, grant: Grant, tokens: Tokens) -> Mapping[str, Any] | None:
+        """Check the ID token of an answer and give its claims; ``None`` keeps the old one.
+
+        :raises ProtocolError: it is proved bad, and with it the whole answer.
+        """
+        ...
+
+    def revoke(self, tokens: Tokens) -> None:
+        """Revoke tokens that nobody will use; best effort."""
+        ...
+
+    def notify(self, event: "Event") -> None:
+        """Tell the application of an event; called with no lock and no lease held."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something to tell the application once no lock is held."""
+
+    name: Literal["token_refreshed", "token_refresh_failed", "grant_revoked"]
+    details: Mapping[str, Any]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Attempt:
+    """What one attempt knows; ``written`` is the only thing that changes."""
+
+    snapshot: Snapshot
+    want: Want
+    renewal: Renewal
+    exchange: Exchange
+    owner: str
+    intent: str | None
+    begun: Begun
+    started: float
+    window: float
+    events: list[Event]
+    checkpoint: Callable[[str], None]
+    written: bool = False
+    commit_id: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    @property
+    def key(self) -> str:
+        return self.snapshot.key
+
+    @property
+    def now(self) -> float:
+        """The store's clock, carried on from ``begin`` by the monotonic one."""
+        return self.begun.now + time.monotonic() - self.started
+
+    def may_write(self) -> bool:
+        """Look at the clock once more, right before the first byte."""
+        self.checkpoint("write")
+        self.written = time.monotonic() - self.started <= self.window
+        return self.written
+
+
+class Refresher:
+    """Makes single attempts for the grants of one provider or client. Thread-safe.
+
+    :param place: gives one of a limited number of places at the token endpoint.
+    :param checkpoint: called with the name of each point at which a process may be stopped:
+        ``begin``, ``begun``, ``doubt``, ``send``, ``write``, ``answered``, ``commit``,
+        ``committed``. For tests.
+    """
+
+    def __init__(
+        self,
+        vault: Vault,
+        *,
+        parameters: EngineParameters,
+        breaker: Breaker,
+        refusals: Refusals,
+        place: Callable[[float], AbstractContextManager[bool]],
+        checkpoint: Callable[[str], None] = lambda point: None,
+    ) -> None:
+        self._vault = vault
+        self._store = vault.store
+        self._parameters = parameters
+        self._breaker = breaker
+        self._refusals = refusals
+        self._place = place
+        self._checkpoint = checkpoint
+
+    def run(
+        self,
+        snapshot: Snapshot,
+        want: Want,
+        renewal: Renewal,
+        *,
+        deadline: float,
+        events: list[Event],
+    ) -> Literal["look", "busy"]:
+        """Make one attempt upon a record as it was read.
+
+        :param deadline: how long to wait for a place at the endpoint, by ``time.monotonic()``.
+        :param events: what happened is added here.
+        :returns: ``look``: the record says what came of it; ``busy``: another process refreshes.
+        :raises ATMError: why there is no new token.
+        """
+        exchange = renewal.prepare(snapshot.grant)
+        with self._place(deadline) as granted:
+            if not granted or not self._breaker.enter():
+                raise ServerUnavailable(retry_after=self._breaker.left())
+            refresh_token = snapshot.grant.refresh_token
+            intent = token_hash(refresh_token.reveal()) if refresh_token else None
+            owner = secrets.token_hex(16)
+            self._checkpoint("begin")
+            started = time.monotonic()
+            begun = self._store.begin(
+                snapshot.key,
+                owner=owner,
+                expected_version=snapshot.control.version,
+                lease=self._parameters.lease,
+                intent=intent,
+            )
+            if begun.status != "held":
+                return "busy" if begun.status == "busy" else "look"
+            self._checkpoint("begun")
+            parameters = self._parameters
+            attempt = _Attempt(
+                snapshot=snapshot,
+                want=want,
+                renewal=renewal,
+                exchange=exchange,
+                owner=owner,
+                intent=intent,
+                begun=begun,
+                started=started,
+                window=parameters.send_window + (parameters.doubt_wait if begun.doubt else 0.0),
+                events=events,
+                checkpoint=self._checkpoint,
+            )
+            self._hold(attempt)
+            return "look"
+
+    def _hold(self, attempt: _Attempt) -> None:
+        """Do what the lease was taken for; whatever happens, it is given back."""
+        try:
+            if attempt.begun.doubt and not self._may_send_in_doubt(attempt):
+                self._abort(attempt, clear_intent=True)
+                return
+            self._checkpoint("send")
+            result = attempt.exchange.send(
+                deadline=time.monotonic() + self._parameters.timeout, may_write=attempt.may_write
+            )
+            self._checkpoint("answered")
+            self._settle(attempt, classify(result, now=attempt.now))
+        except BaseException:
+            # A killed worker, an interrupt, a silent store, a bug: once a byte is out, nobody
+            # knows how it ended. After an error that has given the lease back this does nothing.
+            self._abort(attempt, clear_intent=not attempt.written)
+            raise
+
+    def _may_send_in_doubt(self, attempt: _Attempt) -> bool:
+        """Decide whether a refresh token in doubt is sent again."""
+        slot = attempt.snapshot.grant.slots.get(attempt.want.slot)
+        if (
+            slot is not None
+            and slot.expires_at > attempt.now
+            and slot.token.reveal() != attempt.want.rejected
+        ):
+            return False
+        # An answer that somebody still holds in memory can land while this one waits.
+        ThreadEvent().wait(self._parameters.doubt_wait)
+        self._checkpoint("doubt")
+        stored = self._store.read(attempt.key)
+        return (
+            stored is not None
+            and stored.control.version == attempt.begun.version
+            and stored.control.lease_owner == attempt.owner
+        )
+
+    # -- what the answer means
+
+    def _settle(self, attempt: _Attempt, verdict: Verdict) -> None:
+        if verdict.kind in ("unavailable", "bare", "unusable"):
+            self._breaker_failed(verdict)
+        elif verdict.kind not in ("client", "unsent"):
+            self._breaker.succeeded()
+        if verdict.kind == "unsent":
+            self._abort(attempt, clear_intent=True)
+        elif verdict.tokens is not None:
+            self._accept(attempt, verdict.tokens)
+        elif verdict.kind == "invalid_grant":
+            self._invalid_grant(attempt)
+        elif attempt.begun.doubt and verdict.kind in ("bare", "refused"):
+            # The first sending did reach the server after all.
+            self._end(attempt)
+        else:
+            self._fail(attempt, verdict)
+
+    def _breaker_failed(self, verdict: Verdict) -> None:
+        if verdict.status != 429 and (verdict.status is None or verdict.status >= 500):
+            self._breaker.failed(verdict.error or f"http {verdict.status}")
+
+    def _fail(self, attempt: _Attempt, verdict: Verdict) -> None:
+        """Give the lease back and raise what the verdict means for the caller."""
+        failures = attempt.snapshot.control.failures
+        pause = 0.0
+        if verdict.kind not in ("client", "interaction"):
+            pause = self._parameters.pause(failures, verdict.retry_after)
+            failures += 1
+        self._abort(attempt, clear_intent=verdict.spent == "no", pause=pause, failures=failures)
+        error = _error_for(verdict, attempt.snapshot.grant.provider, pause)
+        if verdict.kind == "client":
+            self._breaker.refused_client(verdict.error)
+        elif verdict.kind in ("refused", "interaction"):
+            self._refusals.remember(attempt.key, attempt.want.slot, error)
+        self._tell(attempt, "token_refresh_failed", error=error)
+        log.warning(
+            "no new token from %r: %s. grant=%s",
+            attempt.snapshot.grant.provider,
+            verdict.error or verdict.status or verdict.kind,
+            attempt.key[:8],
+        )
+        raise error
+
+    def _invalid_grant(self, attempt: _Attempt) -> None:
+        """The server does not know the refresh token: lost, or another process was first."""
+        current = self._vault.read(attempt.key)
+        if current is None or _sent(current.grant) != attempt.intent:
+            self._abort(attempt, clear_intent=True)
+            return
+        suspected = current.control.suspect == attempt.intent
+        if attempt.renewal.is_login or attempt.begun.doubt or suspected:
+            self._end(attempt)
+            return
+        self._abort(attempt, clear_intent=True, suspect=attempt.intent)
+        error = LoginRequired(
+            "The provider gives no token for these parameters: sign in to ask for it.",
+            provider=current.grant.provider,
+            reason="slot",
+        )
+        self._refusals.remember(attempt.key, attempt.want.slot, error)
+        self._tell(attempt, "token_refresh_failed", error=error)
+        raise error
+
+    def _end(self, attempt: _Attempt) -> None:
+        """Mark the refresh token dead: from now on every caller is sent to sign in."""
+        grant = attempt.snapshot.grant
+        self._abort(attempt, clear_intent=True, dead=attempt.intent)
+        error = LoginRequired(
+            "The provider has ended this sign-in.", provider=grant.provider, reason="invalid_grant"
+        )
+        self._tell(attempt, "token_refresh_failed", error=error)
+        self._tell(attempt, "grant_revoked", claims=grant.claims)
+        log.warning("%r has ended a sign-in. grant=%s", grant.provider, attempt.key[:8])
+        raise error
+
+    # -- success
+
+    def _accept(self, attempt: _Attempt, tokens: Tokens) -> None:
+        """Store the tokens, and keep them if the store is away."""
+        try:
+            claims = attempt.renewal.verify(attempt.snapshot.grant, tokens)
+        except ProtocolError as error:
+            log.warning("an answer was refused as a whole: %s grant=%s", error, attempt.key[:8])
+            claims = None
+            refused = True
+        else:
+            refused = False
+        if refused:
+            try:
+                self._end(attempt)
+            finally:
+                attempt.renewal.revoke(tokens)
+        received_at = attempt.now
+        self._checkpoint("commit")
+
+        def store() -> None:
+            self._commit(attempt, tokens, claims, received_at)
+
+        try:
+            store()
+        except StoreError as error:
+            log.error("the store does not take a renewed grant, it is kept: %s", error)  # noqa: TRY400
+            self._keep(attempt, tokens, claims, received_at, store)
+        self._checkpoint("committed")
+        grant = attempt.snapshot.grant
+        self._tell(
+            attempt, "token_refreshed", claims=claims or grant.claims, old_claims=grant.claims
+        )
+        if tokens.access_token is None:
+            raise self._without_access_token(attempt)
+
+    def _without_access_token(self, attempt: _Attempt) -> InvalidTokenResponse:
+        error = InvalidTokenResponse("the token endpoint answered 200 without an access token")
+        self._refusals.remember(
+            attempt.key, attempt.want.slot, error, pause=self._parameters.backoff
+        )
+        return error
+
+    def _renewed(
+        self,
+        attempt: _Attempt,
+        base: Grant,
+        tokens: Tokens,
+        claims: Mapping[str, Any] | None,
+        received_at: float,
+    ) -> Grant:
+        return base.renewed(
+            attempt.want.slot,
+            tokens,
+            claims=claims,
+            rejected=attempt.want.rejected,
+            requested_at=attempt.begun.now,
+            now=received_at,
+        )
+
+    def _commit(
+        self,
+        attempt: _Attempt,
+        tokens: Tokens,
+        claims: Mapping[str, Any] | None,
+        received_at: float,
+    ) -> None:
+        """Store the result on top of whatever version is there; repeated without harm."""
+        base, version = attempt.snapshot.grant, attempt.begun.version
+        while True:
+            grant = self._renewed(attempt, base, tokens, claims, received_at)
+            outcome = self._store.commit(
+                attempt.key,
+                self._vault.seal(attempt.key, grant, version=version + 1),
+                expected_version=version,
+                commit_id=attempt.commit_id,
+            )
+            if outcome == "ok":
+                return
+            current = self._vault.read_stored(attempt.key) if outcome == "moved" else None
+            if current is None:
+                # Signed out in the meantime: what came is of no use to anybody.
+                attempt.renewal.revoke(tokens)
+                return
+            if _sent(current.grant) != attempt.intent:
+                return
+            base, version = current.grant, current.control.version
+
+    def _keep(
+        self,
+        attempt: _Attempt,
+        tokens: Tokens,
+        claims: Mapping[str, Any] | None,
+        received_at: float,
+        store: Callable[[], None],
+    ) -> None:
+        old = attempt.snapshot
+        version = attempt.begun.version + 1
+        snapshot = Snapshot(
+            key=old.key,
+            control=Control(version=version, sealed_version=version, ends_at=old.control.ends_at),
+            grant=self._renewed(attempt, old.grant, tokens, claims, received_at),
+            now=attempt.now,
+        )
+        self._vault.keep(
+            attempt.key, KeptAnswer(snapshot=snapshot, store=store, at=time.monotonic())
+        )
+
+    # -- the end of an attempt
+
+    def _abort(
+        self,
+        attempt: _Attempt,
+        *,
+        clear_intent: bool,
+        pause: float = 0.0,
+        failures: int | None = None,
+        suspect: str | None = None,
+        dead: str | None = None,
+    ) -> None:
+        """Give the lease back; if the store is away, it lapses by itself."""
+        try:
+            self._store.abort(
+                attempt.key,
+                owner=attempt.owner,
+                clear_intent=clear_intent,
+                pause=pause,
+                failures=attempt.snapshot.control.failures if failures is None else failures,
+                suspect=suspect,
+                dead=dead,
+            )
+        except StoreError as error:
+            log.warning("a lease could not be given back, it lapses: %s", error)
+
+    def _tell(
+        self,
+        attempt: _Attempt,
+        name: Literal["token_refreshed", "token_refresh_failed", "grant_revoked"],
+        **details: Any,
+    ) -> None:
+        attempt.events.append(Event(name=name, details=details))
+
+
+def _sent(grant: Grant) -> str | None:
+    return token_hash(grant.refresh_token.reveal() if grant.refresh_token else None)
+
+
+def _error_for(verdict: Verdict, provider: str, pause: float) -> ATMError:
+    if verdict.kind == "interaction":
+        return LoginRequired(
+            "The provider asks for a new sign-in.", provider=provider, reason=verdict.error
+        )
+    if verdict.kind == "unusable":
+        return InvalidTokenResponse(
+            f"the token endpoint of {provider!r} answered 200, but that is no token response"
+        )
+    if verdict.kind in ("refused", "client"):
+        return TokenEndpointError(
+            verdict.error, verdict.error_description, status=verdict.status, provider=provider
+        )
+    return ServerUnavailable(retry_after=pause, provider=provider)

@@ -1,0 +1,111 @@
+"""Grants in the memory of one process: for tests, and for applications with clients only."""
+
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from flask_atm.grants import control as steps
+from flask_atm.grants.control import Control, Stored
+from flask_atm.grants.single_flight import ProcessLock
+from flask_atm.grants.stores.stepped import Step, SteppedStore, T
+from flask_atm.protocols import Clock
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore(SteppedStore):
+    """An atomic store in the memory of one process. Thread-safe.
+
+    What it holds is gone with the process and unknown to any other, so it suits a single process
+    only. A forked child keeps what was there when it was forked.
+
+    :param clock: gives the present as epoch seconds.
+    """
+
+    def __init__(self, *, clock: Clock = time.time) -> None:
+        self._clock = clock
+        self._lock = ProcessLock()
+        self._records: dict[str, tuple[Control, bytes]] = {}
+        self._index: dict[str, tuple[str, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore of {len(self._records)}>"
+
+    def _get(self, key: str, now: float) -> tuple[Control, bytes] | None:
+        record = self._records.get(key)
+        return record if record is not None and record[0].ends_at > now else None
+
+    def create(
+        self,
+        key: str,
+        sealed: bytes,
+        *,
+        ends_at: float,
+        index: Sequence[str] = (),
+        doubt: bool = False,
+    ) -> bool:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            now = self._clock()
+            for old in [old for old in self._records if not self._get(old, now)]:
+                self._remove(old)
+            if key in self._records:
+                return False
+            self._records[key] = (Control(ends_at=ends_at, doubt=doubt), sealed)
+            self._index[key] = tuple(index)
+            return True
+
+    def read(self, key: str) -> Stored | None:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            now = self._clock()
+            record = self._get(key, now)
+            return record and Stored(control=record[0], sealed=record[1], now=now)
+
+    def _step(self, key: str, step: Step[T], sealed: bytes | None = None) -> T:
+        with self._lock:
+            now = self._clock()
+            record = self._get(key, now)
+            answer, new = step(record and record[0], now)
+            if record is not None and new is not None:
+                self._records[key] = (new, record[1] if sealed is None else sealed)
+            return answer
+
+    def delete(self, key: str, *, keep: bytes | None = None, index: Sequence[str] = ()) -> bool:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            record = self._get(key, self._clock())
+            if record is None:
+                return False
+            if keep is None:
+                self._remove(key)
+            else:
+                self._records[key] = (steps.bury(record[0]), keep)
+                self._index[key] = tuple(index)
+            return not record[0].tombstone
+
+    def _remove(self, key: str) -> None:
+        del self._records[key]
+        del self._index[key]
+
+    def find(self, index: str, limit: int = 100) -> list[str]:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            now = self._clock()
+            found = [
+                key
+                for key, entries in self._index.items()
+                if index in entries and self._get(key, now)
+            ]
+            return found[:limit]
+
+    def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            now = self._clock()
+            keys = sorted(key for key in self._records if self._get(key, now))
+            page = keys[bisect_right(keys, after) :][:limit]
+            return [
+                (key, Stored(control=self._records[key][0], sealed=self._records[key][1], now=now))
+                for key in page
+            ]

@@ -1,0 +1,259 @@
+"""Grants in an SQLite file: the default. Atomic for all threads and processes of one host."""
+
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Final
+
+from flask_atm.errors import StoreError
+from flask_atm.grants import control as steps
+from flask_atm.grants.control import Control, Stored
+from flask_atm.grants.stores.stepped import Step, SteppedStore, T
+from flask_atm.protocols import Clock
+
+__all__ = ["SQLiteStore"]
+
+_COLUMNS: Final = tuple(field.name for field in fields(Control))
+#: Instants and lengths of time are kept in whole milliseconds: no time zone, no rounding.
+_TIMES: Final = frozenset({"lease_until", "lease", "retry_at", "ends_at"})
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS "{prefix}_grants" (
+    key TEXT PRIMARY KEY, version INTEGER NOT NULL, sealed_version INTEGER NOT NULL,
+    lease_owner TEXT, lease_until INTEGER NOT NULL, lease INTEGER NOT NULL, intent TEXT,
+    doubt INTEGER NOT NULL, suspect TEXT, dead TEXT, commit_id TEXT, retry_at INTEGER NOT NULL,
+    failures INTEGER NOT NULL, ends_at INTEGER NOT NULL, tombstone INTEGER NOT NULL,
+    sealed BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS "{prefix}_ends" ON "{prefix}_grants" (ends_at);
+CREATE TABLE IF NOT EXISTS "{prefix}_index" (
+    entry TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (entry, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS "{prefix}_index_key" ON "{prefix}_index" (key);
+"""
+_IDLE: Final = 16
+_TRIMMED: Final = 20
+
+
+class SQLiteStore(SteppedStore):
+    """An atomic store in one SQLite file (WAL, mode 0600). Thread-safe and fork-safe.
+
+    The file has to be on a local disk: SQLite's locks do not work over a network file system.
+
+    :param path: the file; it is made at first use.
+    :param prefix: in front of the names of the tables.
+    :param timeout: seconds that one step waits for another writer; it is tried twice.
+    :param clock: gives the present as epoch seconds.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        prefix: str = "flask_atm",
+        timeout: float = 1.0,
+        clock: Clock = time.time,
+    ) -> None:
+        self._path = Path(path)
+        self._clock = clock
+        self._timeout = timeout
+        self._prefix = prefix
+        # The prefix may have characters that only a quoted name may have.
+        self._grants, self._entries = f'"{prefix}_grants"', f'"{prefix}_index"'
+        # Connections by process: one that came through a fork must not even be closed.
+        self._idle: dict[int, deque[sqlite3.Connection]] = {}
+        columns = ", ".join(_COLUMNS)
+        self._select = f"SELECT {columns}, sealed FROM {self._grants} WHERE key = ?"  # noqa: S608
+
+    def __repr__(self) -> str:
+        return f"<SQLiteStore {str(self._path)!r}>"
+
+    # -- connections
+
+    def _connect(self) -> sqlite3.Connection:
+        if not self._path.exists():
+            # SQLite gives its -wal and -shm files the mode of this one.
+            os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
+        connection = sqlite3.connect(
+            self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+        )
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA.format(prefix=self._prefix)} COMMIT;")
+        return connection
+
+    def _run(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        """Do one step; every step is safe to repeat, so a locked file is tried twice."""
+        try:
+            return self._try(step)
+        except (sqlite3.Error, OSError) as error:
+            if not isinstance(error, sqlite3.OperationalError):
+                raise StoreError(self._cure(error)) from error
+        try:
+            return self._try(step)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(self._cure(error)) from error
+
+    def _try(self, step: Callable[[sqlite3.Connection], T]) -> T:
+        idle = self._idle.get(os.getpid())
+        if idle is None:
+            idle = self._idle.setdefault(os.getpid(), deque(maxlen=_IDLE))
+        try:
+            connection = idle.pop()
+        except IndexError:
+            connection = self._connect()
+        result = step(connection)
+        # Not after an error: a connection in an unknown state is dropped.
+        idle.append(connection)
+        return result
+
+    def _cure(self, error: Exception) -> str:
+        return (
+            f"the grants in {self._path} cannot be used ({error}): ATM_STORE has to name a file on"
+            " a local disk, in a folder that this process may write to"
+        )
+
+    def _write(self, step: Callable[[sqlite3.Connection, float], T]) -> T:
+        """Do one step in one IMMEDIATE transaction: no other writer until it has ended."""
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = step(connection, self._clock())
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            return result
+
+        return self._run(transaction)
+
+    # -- rows
+
+    def _row(self, connection: sqlite3.Connection, key: str, now: float) -> Stored | None:
+        row = connection.execute(self._select, (key,)).fetchone()
+        return None if row is None else _stored(row, now)
+
+    def _put(
+        self, connection: sqlite3.Connection, key: str, control: Control, sealed: bytes
+    ) -> None:
+        values = [
+            round(value * 1000) if name in _TIMES else value
+            for name, value in zip(_COLUMNS, astuple(control), strict=True)
+        ]
+        marks = ", ".join("?" * (len(values) + 2))
+        connection.execute(
+            f"INSERT OR REPLACE INTO {self._grants}"  # noqa: S608
+            f" (key, {', '.join(_COLUMNS)}, sealed) VALUES ({marks})",
+            (key, *values, sealed),
+        )
+
+    def _remove(self, connection: sqlite3.Connection, key: str) -> None:
+        connection.execute(f"DELETE FROM {self._entries} WHERE key = ?", (key,))  # noqa: S608
+        connection.execute(f"DELETE FROM {self._grants} WHERE key = ?", (key,))  # noqa: S608
+
+    def _enter(self, connection: sqlite3.Connection, key: str, index: Sequence[str]) -> None:
+        connection.executemany(
+            f"INSERT OR IGNORE INTO {self._entries} (entry, key) VALUES (?, ?)",  # noqa: S608
+            [(entry, key) for entry in index],
+        )
+
+    # -- the steps
+
+    def create(
+        self,
+        key: str,
+        sealed: bytes,
+        *,
+        ends_at: float,
+        index: Sequence[str] = (),
+        doubt: bool = False,
+    ) -> bool:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+
+        def step(connection: sqlite3.Connection, now: float) -> bool:
+            ended = connection.execute(
+                f"SELECT key FROM {self._grants} WHERE ends_at <= ? LIMIT {_TRIMMED}",  # noqa: S608
+                (round(now * 1000),),
+            ).fetchall()
+            for (old,) in ended:
+                self._remove(connection, old)
+            if self._row(connection, key, now):
+                return False
+            self._remove(connection, key)
+            self._put(connection, key, Control(ends_at=ends_at, doubt=doubt), sealed)
+            self._enter(connection, key, index)
+            return True
+
+        return self._write(step)
+
+    def read(self, key: str) -> Stored | None:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        return self._run(lambda connection: self._row(connection, key, self._clock()))
+
+    def _step(self, key: str, step: Step[T], sealed: bytes | None = None) -> T:
+        def transaction(connection: sqlite3.Connection, now: float) -> T:
+            stored = self._row(connection, key, now)
+            answer, new = step(None if stored is None else stored.control, now)
+            if stored is not None and new is not None:
+                self._put(connection, key, new, stored.sealed if sealed is None else sealed)
+            return answer
+
+        return self._write(transaction)
+
+    def delete(self, key: str, *, keep: bytes | None = None, index: Sequence[str] = ()) -> bool:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+
+        def step(connection: sqlite3.Connection, now: float) -> bool:
+            stored = self._row(connection, key, now)
+            self._remove(connection, key)
+            if stored is None:
+                return False
+            if keep is not None:
+                self._put(connection, key, steps.bury(stored.control), keep)
+                self._enter(connection, key, index)
+            return not stored.control.tombstone
+
+        return self._write(step)
+
+    def find(self, index: str, limit: int = 100) -> list[str]:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+
+        def step(connection: sqlite3.Connection) -> list[str]:
+            rows = connection.execute(
+                f"SELECT g.key FROM {self._entries} i JOIN {self._grants} g"  # noqa: S608
+                " ON g.key = i.key WHERE i.entry = ? AND g.ends_at > ? LIMIT ?",
+                (index, round(self._clock() * 1000), limit),
+            )
+            return [key for (key,) in rows]
+
+        return self._run(step)
+
+    def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+
+        def step(connection: sqlite3.Connection) -> list[tuple[str, Stored]]:
+            now = self._clock()
+            rows = connection.execute(
+                f"SELECT key, {', '.join(_COLUMNS)}, sealed FROM {self._grants}"  # noqa: S608
+                " WHERE key > ? AND ends_at > ? ORDER BY key LIMIT ?",
+                (after, round(now * 1000), limit),
+            )
+            found = [(key, _stored(tuple(rest), now)) for key, *rest in rows]
+            return [(key, stored) for key, stored in found if stored is not None]
+
+        return self._run(step)
+
+
+def _stored(row: tuple[object, ...], now: float) -> Stored | None:
+    """Read a row; ``None`` for a grant that has ended."""
+    members = dict(zip(_COLUMNS, row[:-1], strict=True))
+    for name in _TIMES:
+        members[name] /= 1000  # type: ignore[operator]
+    members["doubt"], members["tombstone"] = bool(members["doubt"]), bool(members["tombstone"])
+    control = Control(**members)  # type: ignore[arg-type]
+    sealed = row[-1]
+    if control.ends_at <= now or not isinstance(sealed, bytes):
+        return None
+    return Stored(control=control, sealed=sealed, now=now)

@@ -1,0 +1,405 @@
+"""The tokens of users: a grant per sign-in, from its first token response to its revocation."""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from flask_atm.errors import InsufficientScope, LoginRequired
+from flask_atm.grants.answers import Tokens
+from flask_atm.grants.engine import Engine
+from flask_atm.grants.record import Grant, Slot, Snapshot, Want, slot_key, token_request
+from flask_atm.grants.refresh import Event, Exchange
+from flask_atm.grants.seal import KeyRing, Unreadable
+from flask_atm.grants.vault import Vault, new_grant_id, record_key
+from flask_atm.oauth.token_endpoint import TokenEndpoint
+from flask_atm.protocols import Clock
+from flask_atm.tokens import AccessToken, Login, TokenParameters, UserToken
+
+__all__ = ["EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
+
+log = logging.getLogger("flask_atm.user_tokens")
+
+#: Servers leave these out of what they say they granted, or rename them; nobody is refused for it.
+_UNCERTAIN: Final = frozenset({"openid", "profile", "email", "offline_access"})
+_OUTBOX: Final = "outbox"
+
+
+class IDTokens(Protocol):
+    """The checks of ID tokens, with the metadata and keys that they need."""
+
+    def warm(self) -> None:
+        """Get metadata and keys if they are not there; never fails for want of keys."""
+        ...
+
+    def check_refreshed(
+        self, token: str, *, old_claims: Mapping[str, Any], access_token: str | None
+    ) -> Mapping[str, Any] | None:
+        """Check an ID token that came with a refresh; ``None``: it cannot be checked now."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewGrant:
+    """What a sign-in gave.
+
+    :param scope: what was asked for; the answer may say that less was granted.
+    :param requested_at: epoch seconds: when the code was sent.
+    """
+
+    tokens: Tokens
+    claims: Mapping[str, Any]
+    scope: tuple[str, ...]
+    requested_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndedGrant:
+    """What is left of a grant that has just ended, for the logout at the provider."""
+
+    key: str
+    claims: Mapping[str, Any]
+    subject: str
+    id_token: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserTokens:
+    """The grants of one provider. Thread-safe and fork-safe.
+
+    :param issuer: the issuer, or the token endpoint of a provider without one.
+    :param settings: the parameters of the configuration.
+    :param leeway: seconds before the expiry from which on a token is renewed.
+    :param lifetime: seconds until the absolute end of a grant.
+    :param notify: told of every event, with the grant id; no lock and no lease is held then.
+    """
+
+    name: str
+    issuer: str
+    client_id: str
+    endpoint: TokenEndpoint
+    id_tokens: IDTokens
+    engine: Engine
+    vault: Vault
+    ring: KeyRing
+    clock: Clock
+    settings: TokenParameters
+    leeway: float
+    lifetime: float
+    notify: Callable[[str, Event], None]
+
+    # -- a sign-in
+
+    def create(self, new: NewGrant) -> str:
+        """Store what a sign-in gave.
+
+        :returns: the grant id, a handle with 256 random bits: whoever has it acts as the user.
+        :raises StoreError: the store did not take it; nobody is signed in.
+        """
+        grant_id = new_grant_id(self.name)
+        key = record_key(grant_id)
+        grant = self._grant(new)
+        stored = self.vault.store.create(
+            key,
+            self.vault.seal(key, grant, version=1),
+            ends_at=grant.ends_at,
+            index=self._index(grant),
+        )
+        if not stored:
+            raise AssertionError("a grant id of 256 random bits was there already")
+        return grant_id
+
+    def _grant(self, new: NewGrant) -> Grant:
+        now = self.clock()
+        tokens, claims = new.tokens, new.claims
+        session_id = claims.get("sid")
+        grant = Grant(
+            provider=self.name,
+            issuer=self.issuer,
+            client_id=self.client_id,
+            subject=str(claims.get("sub", "")),
+            session_id=session_id if isinstance(session_id, str) else None,
+            id_token=tokens.id_token,
+            claims=claims,
+            scope=tokens.scope or " ".join(new.scope) or None,
+            resources=self.settings.resource or (),
+            signed_in_at=now,
+            ends_at=now + self.lifetime,
+        )
+        return grant.renewed(
+            slot_key(self.settings),
+            tokens,
+            claims=None,
+            rejected=None,
+            requested_at=new.requested_at,
+            now=now,
+        )
+
+    def _index(self, grant: Grant) -> list[str]:
+        entries = []
+        if grant.subject:
+            entries.append(self._entry("sub", grant.subject))
+        if grant.session_id:
+            entries.append(self._entry("sid", grant.session_id))
+        return entries
+
+    def _entry(self, kind: str, value: str) -> str:
+        return self.ring.digest("index", self.issuer, self.client_id, kind, value)
+
+    # -- use
+
+    def open(self, grant_id: str) -> Snapshot | None:
+        """Read a grant: one read of the store, never the network; ``None``: it has ended.
+
+        :raises StoreError: the store is silent.
+        """
+        snapshot = self.vault.read(record_key(grant_id))
+        return None if snapshot is None or snapshot.is_dead else snapshot
+
+    def login(self, grant_id: str, snapshot: Snapshot) -> Login:
+        """Give who is signed in, from a grant that was read."""
+        grant = snapshot.grant
+        return Login(
+            provider=self.name,
+            grant_id=grant_id,
+            subject=grant.subject,
+            claims=grant.claims,
+            signed_in_at=grant.signed_in_at,
+            ends_at=grant.ends_at,
+        )
+
+    def get(
+        self,
+        grant_id: str,
+        parameters: TokenParameters,
+        *,
+        rejected: str | None = None,
+        deadline: float | None = None,
+        first: Snapshot | None = None,
+    ) -> UserToken:
+        """Give a token that is valid now; see :class:`~flask_atm.protocols.TokenSource`.
+
+        :param first: the grant, if it was read just now.
+        :raises InsufficientScope: the user did not grant what the caller named.
+        """
+        effective = self.settings.merge(parameters)
+        snapshot = first or self._opened(record_key(grant_id))
+        if effective.resource and snapshot.grant.resources:
+            self._check_resources(snapshot.grant, effective.resource)
+        want = Want(slot=slot_key(effective), leeway=self.leeway, rejected=rejected)
+        slot = None if parameters.force_renewal else self.engine.served(snapshot, want)
+        if slot is None:
+            renewal = _Refresh(
+                owner=self,
+                grant_id=grant_id,
+                parameters=effective,
+                is_login=want.slot == slot_key(self.settings),
+            )
+            snapshot, slot = self.engine.get(
+                snapshot, want, renewal, force=parameters.force_renewal, deadline=deadline
+            )
+        if parameters.scope:
+            self._check_scope(slot, parameters.scope)
+        return self._user_token(grant_id, snapshot, slot, effective)
+
+    def fresh_for(self, token: UserToken) -> float:
+        """Give the seconds for which nobody has to look at this token again."""
+        left = token.expires_in
+        return max(min(1.0, left), left - self.leeway)
+
+    def _opened(self, key: str) -> Snapshot:
+        snapshot = self.vault.read(key)
+        if snapshot is None:
+            raise LoginRequired("This sign-in has ended.", provider=self.name, reason="ended")
+        return snapshot
+
+    def _check_resources(self, grant: Grant, wanted: tuple[str, ...]) -> None:
+        missing = set(wanted) - set(grant.resources)
+        if missing:
+            raise InsufficientScope(
+                f"The sign-in at {self.name!r} did not ask for the resource"
+                f" {', '.join(sorted(missing))}: add it to ATM_RESOURCE and sign in again."
+            )
+
+    def _check_scope(self, slot: Slot, wanted: tuple[str, ...]) -> None:
+        """Refuse only scopes that the caller named itself, and that the server left out."""
+        if slot.scope is None:
+            return
+        missing = set(wanted) - set(slot.scope.split(" ")) - _UNCERTAIN
+        if missing:
+            names = " ".join(sorted(missing))
+            raise InsufficientScope(
+                f"The user did not grant {names!r} at {self.name!r}: ask for it at the sign-in"
+                " (ATM_SCOPE).",
+                scope=names,
+            )
+
+    def _user_token(
+        self, grant_id: str, snapshot: Snapshot, slot: Slot, effective: TokenParameters
+    ) -> UserToken:
+        grant = snapshot.grant
+        asked = " ".join(effective.scope or ()) or grant.scope
+        return UserToken(
+            value=slot.token.reveal(),
+            token_type=slot.token_type,
+            # By the local clock, which may not be the store's.
+            expires_at=slot.expires_at - snapshot.now + self.clock(),
+            scope=slot.scope if slot.scope is not None else asked,
+            client_id=self.client_id,
+            provider=self.name,
+            grant_id=grant_id,
+            id_token=grant.id_token.reveal() if grant.id_token else None,
+            claims=grant.claims,
+            refreshable=grant.refresh_token is not None,
+            clock=self.clock,
+        )
+
+    # -- the end
+
+    def end(
+        self, grant_id: str, *, revoke: bool = True, revoke_after: float = 0.0
+    ) -> EndedGrant | None:
+        """End a grant at once; its refresh token goes to the outbox.
+
+        :param revoke: whether its refresh token is to be revoked.
+        :param revoke_after: seconds that the outbox waits.
+        :returns: what is left of it; ``None``: it had ended already.
+        :raises StoreError: the store is silent, and the grant still there.
+        """
+        key = record_key(grant_id)
+        snapshot = self.vault.read(key)
+        keep = self._outbox_entry(snapshot, revoke_after) if snapshot and revoke else None
+        index = (self._outbox,) if keep is not None else ()
+        ended = self.vault.delete(key, keep=keep, index=index)
+        if snapshot is None or not ended:
+            return None
+        grant = snapshot.grant
+        return EndedGrant(
+            key=key,
+            claims=grant.claims,
+            subject=grant.subject,
+            id_token=grant.id_token.reveal() if grant.id_token else None,
+        )
+
+    @property
+    def _outbox(self) -> str:
+        return self.ring.digest(_OUTBOX, self.issuer, self.client_id)
+
+    def _outbox_entry(self, snapshot: Snapshot, wait: float) -> bytes | None:
+        """Seal what is still to be revoked."""
+        grant = snapshot.grant
+        if grant.refresh_token is None or snapshot.is_dead:
+            return None
+        entry = {
+            "refresh_token": grant.refresh_token.reveal(),
+            "subject": grant.subject,
+            "session_id": grant.session_id,
+            "signed_in_at": grant.signed_in_at,
+            "not_before": snapshot.now + wait,
+        }
+        return self.ring.seal_json(entry, purpose=_OUTBOX, record=snapshot.key, bound=self.name)
+
+    def drain(self, *, due: Collection[str] = (), limit: int = 10) -> int:
+        """Revoke what the outbox holds; stop at the first revocation that has to be repeated.
+
+        :param due: keys of ended grants that are not to wait any longer.
+        :returns: how many were revoked.
+        """
+        done = 0
+        for key in sorted(self.vault.store.find(self._outbox, 100), key=lambda key: key not in due):
+            if done >= limit:
+                break
+            outcome = self._revoke_entry(key, now_due=key in due)
+            if outcome is None:
+                break
+            done += outcome
+        return done
+
+    def _revoke_entry(self, key: str, *, now_due: bool) -> bool | None:
+        """Revoke one entry; ``False``: not yet; ``None``: the server did not answer."""
+        stored = self.vault.store.read(key)
+        if stored is None or not stored.control.tombstone:
+            return False
+        try:
+            entry = self.ring.open_json(stored.sealed, purpose=_OUTBOX, record=key, bound=self.name)
+        except Unreadable as error:
+            log.warning("an entry of the outbox cannot be read (%s): it is kept", error)
+            return False
+        waits = entry["not_before"] > stored.now and not now_due
+        if waits or self._has_newer(entry):
+            return False
+        if not self.endpoint.revoke(entry["refresh_token"], token_type_hint="refresh_token"):
+            return None
+        self.vault.store.delete(key)
+        return True
+
+    def _has_newer(self, entry: Mapping[str, Any]) -> bool:
+        """Tell whether a newer grant shares the server's session, which revoking would end."""
+        if entry["session_id"]:
+            index = self._entry("sid", entry["session_id"])
+        else:
+            index = self._entry("sub", entry["subject"])
+        for key in self.vault.store.find(index):
+            snapshot = self.vault.read_stored(key)
+            if snapshot and snapshot.grant.signed_in_at >= entry["signed_in_at"]:
+                return True
+        return False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserTokenSource:
+    """A token source for one grant."""
+
+    tokens: UserTokens
+    grant_id: str
+
+    def get(
+        self,
+        parameters: TokenParameters,
+        *,
+        rejected: str | None = None,
+        deadline: float | None = None,
+    ) -> AccessToken:
+        """See :class:`~flask_atm.protocols.TokenSource`."""
+        return self.tokens.get(self.grant_id, parameters, rejected=rejected, deadline=deadline)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Refresh:
+    """A renewal by refresh token (RFC 6749, section 6)."""
+
+    owner: UserTokens
+    grant_id: str
+    parameters: TokenParameters
+    is_login: bool
+
+    def prepare(self, grant: Grant) -> Exchange:
+        if grant.refresh_token is None:
+            raise LoginRequired(provider=self.owner.name, reason="expired")
+        self.owner.id_tokens.warm()
+        parameters = self.parameters
+        form = token_request(
+            parameters,
+            grant_type="refresh_token",
+            refresh_token=grant.refresh_token.reveal(),
+        )
+        return self.owner.endpoint.prepare(form, client_assertion=parameters.client_assertion)
+
+    def verify(self, grant: Grant, tokens: Tokens) -> Mapping[str, Any] | None:
+        if tokens.id_token is None or grant.id_token is None:
+            return None
+        access_token = tokens.access_token
+        return self.owner.id_tokens.check_refreshed(
+            tokens.id_token.reveal(),
+            old_claims=grant.claims,
+            access_token=access_token.reveal() if access_token else None,
+        )
+
+    def revoke(self, tokens: Tokens) -> None:
+        token = tokens.refresh_token or tokens.access_token
+        if token is not None:
+            hint = "refresh_token" if tokens.refresh_token else "access_token"
+            self.owner.endpoint.revoke(token.reveal(), token_type_hint=hint)
+
+    def notify(self, event: Event) -> None:
+        self.owner.notify(self.grant_id, event)

@@ -1,0 +1,253 @@
+"""Grants in a store, sealed: reading, sealing, and what happens while the store is silent.
+
+Two things are kept in memory, neither of them a cache that answers while the store does:
+
+* a sealed copy of a record, a few seconds old at most, used only while the store does not answer;
+* answers of a token endpoint that the store did not take. Losing one would sign a user out, so a
+  thread offers it to the store until it takes it, also for a few seconds at exit.
+"""
+
+import atexit
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from threading import Event, Thread
+from typing import Final
+
+from flask_atm.errors import StoreError
+from flask_atm.grants.control import Stored
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.record import Grant, Snapshot
+from flask_atm.grants.seal import KeyRing, Unreadable
+from flask_atm.grants.single_flight import ProcessLock
+from flask_atm.protocols import AtomicGrantStore
+
+__all__ = ["KeptAnswer", "Vault", "new_grant_id", "record_key"]
+
+log = logging.getLogger("flask_atm.store")
+
+_COPIES: Final = 512
+_AT_EXIT: Final = 5.0
+_PURPOSE: Final = "grant"
+
+
+def new_grant_id(provider: str) -> str:
+    """Make a grant id: the provider, so that a job needs nothing else, and 256 random bits."""
+    return f"{provider}.{secrets.token_urlsafe(32)}"
+
+
+def record_key(grant_id: str) -> str:
+    """Give the key of a grant in the store, of no use to get at the grant."""
+    return sha256(grant_id.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptAnswer:
+    """An answer that the store has not taken yet.
+
+    :param snapshot: the record as it will be.
+    :param store: offers it to the store once; raises :exc:`~flask_atm.StoreError` if it is silent.
+    :param at: when it was kept, by ``time.monotonic()``.
+    """
+
+    snapshot: Snapshot
+    store: Callable[[], None]
+    at: float
+
+
+class Vault:
+    """Reads and seals the grants of one provider or client. Thread-safe and fork-safe.
+
+    :param store: the atomic store.
+    :param ring: seals and opens.
+    :param provider: the name that is bound into the seal.
+    :param is_ours: whether a grant belongs to the present issuer and client id; any other one is
+        no record, and nothing of it is ever sent.
+    """
+
+    def __init__(
+        self,
+        store: AtomicGrantStore,
+        ring: KeyRing,
+        *,
+        provider: str,
+        parameters: EngineParameters,
+        is_ours: Callable[[Grant], bool],
+    ) -> None:
+        self.store = store
+        self._ring = ring
+        self._provider = provider
+        self._parameters = parameters
+        self._is_ours = is_ours
+        self._copies: dict[str, tuple[Stored, float]] = {}
+        self._keeper = _Keeper(parameters.keep_interval)
+        self._last_complaint = -60.0
+
+    def read(self, key: str) -> Snapshot | None:
+        """Give a grant; ``None`` where there is none that can be used.
+
+        :raises StoreError: the store is silent, and there is no copy young enough.
+        """
+        kept = self._keeper.get(key)
+        if kept is not None:
+            return self._read_kept(key, kept)
+        try:
+            stored = self.store.read(key)
+        except StoreError:
+            stored = self._copy(key)
+            if stored is None:
+                raise
+        else:
+            self._remember(key, stored)
+        return None if stored is None else self._open(key, stored)
+
+    def read_stored(self, key: str) -> Snapshot | None:
+        """Give a grant as the store has it now, with no help from memory.
+
+        :raises StoreError: the store is silent.
+        """
+        stored = self.store.read(key)
+        return None if stored is None else self._open(key, stored)
+
+    def _read_kept(self, key: str, kept: KeptAnswer) -> Snapshot | None:
+        """Offer a kept answer once more; serve from it while the store is silent."""
+        try:
+            self._keeper.offer(key, kept)
+        except StoreError:
+            return replace(kept.snapshot, now=kept.snapshot.now + time.monotonic() - kept.at)
+        return self.read(key)
+
+    def _open(self, key: str, stored: Stored) -> Snapshot | None:
+        control = stored.control
+        if control.tombstone:
+            return None
+        try:
+            value = self._ring.open_json(
+                stored.sealed,
+                purpose=_PURPOSE,
+                record=key,
+                bound=f"{self._provider}\0{control.sealed_version}",
+            )
+            grant = Grant.from_json(value)
+        except (Unreadable, ValueError) as error:
+            self._complain(key, error)
+            return None
+        if not self._is_ours(grant):
+            return None
+        return Snapshot(key=key, control=control, grant=grant, now=stored.now)
+
+    def _complain(self, key: str, error: Exception) -> None:
+        """Say it once a minute: the same cause makes every record unreadable."""
+        now = time.monotonic()
+        if now - self._last_complaint >= 60.0:
+            self._last_complaint = now
+            log.error(
+                "a grant of %r cannot be read (%s): its user has to sign in again. Put the key"
+                " that sealed it back into ATM_ENCRYPTION_KEYS or SECRET_KEY_FALLBACKS; the record"
+                " was kept. grant=%s",
+                self._provider,
+                error,
+                key[:8],
+            )
+
+    def seal(self, key: str, grant: Grant, *, version: int) -> bytes:
+        """Seal a grant for the version that it will have in the store."""
+        return self._ring.seal_json(
+            grant.as_json(),
+            purpose=_PURPOSE,
+            record=key,
+            bound=f"{self._provider}\0{version}",
+        )
+
+    def delete(self, key: str, *, keep: bytes | None, index: Sequence[str]) -> bool:
+        """Remove a grant from the store and from memory."""
+        self._copies.pop(key, None)
+        return self.store.delete(key, keep=keep, index=index)
+
+    def keep(self, key: str, answer: KeptAnswer) -> None:
+        """Serve from an answer that the store did not take, until it does."""
+        self._keeper.keep(key, answer)
+
+    # -- copies
+
+    def _remember(self, key: str, stored: Stored | None) -> None:
+        if stored is None:
+            self._copies.pop(key, None)
+            return
+        if len(self._copies) >= _COPIES and key not in self._copies:
+            self._copies.clear()
+        self._copies[key] = (stored, time.monotonic())
+
+    def _copy(self, key: str) -> Stored | None:
+        stored, at = self._copies.get(key, (None, 0.0))
+        age = time.monotonic() - at
+        if stored is None or age > self._parameters.copy_age:
+            return None
+        return Stored(control=stored.control, sealed=stored.sealed, now=stored.now + age)
+
+
+class _Keeper:
+    """Offers kept answers to the store until it takes them. One thread per process, on demand."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._lock = ProcessLock()
+        self._answers: dict[str, KeptAnswer] = {}
+        self._pid = os.getpid()
+        self._thread: Thread | None = None
+        self._wake = Event()
+
+    def get(self, key: str) -> KeptAnswer | None:
+        # A child leaves the answers to the process that got them.
+        return self._answers.get(key) if self._answers and self._pid == os.getpid() else None
+
+    def keep(self, key: str, answer: KeptAnswer) -> None:
+        if self._pid != os.getpid():
+            self._answers, self._thread = {}, None
+            self._pid = os.getpid()
+        with self._lock:
+            self._answers[key] = answer
+            if self._thread is None:
+                self._thread = Thread(target=self._run, name="flask-atm-kept", daemon=True)
+                self._thread.start()
+                atexit.register(self._finish)
+
+    def offer(self, key: str, answer: KeptAnswer) -> None:
+        answer.store()
+        with self._lock:
+            if self._answers.get(key) is answer:
+                del self._answers[key]
+
+    def _offer_all(self) -> bool:
+        """Offer every answer; tell whether none is left."""
+        for key, answer in list(self._answers.items()):
+            try:
+                self.offer(key, answer)
+            except StoreError as error:
+                log.debug("the store does not take an answer yet: %s", error)
+                return False
+        return not self._answers
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait(self._interval)
+            with self._lock:
+                if not self._answers:
+                    self._thread = None
+                    return
+            self._offer_all()
+
+    def _finish(self) -> None:
+        give_up = time.monotonic() + _AT_EXIT
+        while not self._offer_all() and time.monotonic() < give_up:
+            time.sleep(self._interval)
+        if self._answers:
+            log.error(
+                "%d renewed sign-ins are lost, because the store did not answer before this"
+                " process ended",
+                len(self._answers),
+            )

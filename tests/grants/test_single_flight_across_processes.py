@@ -1,0 +1,91 @@
+"""A1, A11: one refresh, whoever asks; against a provider that kills a grant for a replay."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from flask_atm.state import State
+from flask_atm.tokens import TokenParameters
+from tests.grants.processes import run_everywhere
+from tests.grants.support import Setup, config, grant_from
+from tests.servers import OIDCServer
+
+PROCESSES, THREADS = 8, 16
+RESOURCES = ("https://api.example/a", "https://api.example/b", "https://api.example/c")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallAPI:
+    """Get the token and call the API with it."""
+
+    grant_id: str
+    api_url: str
+    audiences: tuple[str, ...] = ()
+
+    def __call__(self, state: State, number: int) -> tuple[int, str | None, str]:
+        resource = self.audiences[number % len(self.audiences)] if self.audiences else None
+        token = state.provider().tokens.get(self.grant_id, TokenParameters.of(resource=resource))
+        session = requests.Session()
+        session.trust_env = False
+        with (
+            session,
+            session.get(
+                self.api_url, headers={"Authorization": token.authorization}, timeout=30
+            ) as response,
+        ):
+            audience = response.json()["aud"] if response.status_code == 200 else None
+            return response.status_code, audience, resource or ""
+
+
+def expired(
+    oidc: OIDCServer, tmp_path: Path, *, ahead: float, resources: tuple[str, ...] = ()
+) -> tuple[Setup, str]:
+    """Sign in at the provider, and let the clocks of the application run ahead."""
+    client = oidc.add_client("http://localhost/oidc/callback")
+    response = oidc.sign_in_directly(client, resource=resources)
+    store = f"sqlite:///{tmp_path / 'grants.sqlite3'}"
+    setup = Setup(config=config(oidc, client, store))
+    grant_id = grant_from(setup.state(), response)
+    oidc.reset()
+    return Setup(config=setup.config, ahead=ahead), grant_id
+
+
+@pytest.mark.parametrize("latency", [0.2, 2.5])
+def test_a1_expired_token_is_refreshed_once_for_8_processes_with_16_threads(
+    oidc: OIDCServer, tmp_path: Path, latency: float
+) -> None:
+    setup, grant_id = expired(oidc, tmp_path, ahead=1000)
+    oidc.latency(token=latency)
+    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url)
+
+    results = run_everywhere(setup, job, processes=PROCESSES, threads=THREADS)
+
+    assert [result for result in results if result[0] != 200] == []
+    assert len(results) == PROCESSES * THREADS
+    assert len(oidc.token_requests()) == 1
+    assert oidc.stats()["replays"] == 0
+    # The grant is alive: another renewal works.
+    again = setup.state().provider().tokens.get(grant_id, TokenParameters(force_renewal=True))
+    assert again.refreshable
+    assert len(oidc.token_requests()) == 2
+
+
+@pytest.mark.parametrize("latency", [0.2, 2.5])
+def test_a11_three_resources_are_refreshed_one_after_another_each_caller_its_audience(
+    oidc: OIDCServer, tmp_path: Path, latency: float
+) -> None:
+    setup, grant_id = expired(oidc, tmp_path, ahead=1000, resources=RESOURCES)
+    oidc.latency(token=latency)
+    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url, audiences=RESOURCES)
+
+    results = run_everywhere(setup, job, processes=PROCESSES, threads=THREADS)
+
+    assert {(status, audience == wanted) for status, audience, wanted in results} == {(200, True)}
+    requests_made = oidc.token_requests()
+    assert len(requests_made) == 3
+    # Each one sent what the one before had got: RT0, RT1, RT2.
+    assert len({made["refresh_token_sha256"] for made in requests_made}) == 3
+    assert oidc.stats()["max_in_flight_same_refresh_token"] == 1
+    assert oidc.stats()["replays"] == 0
