@@ -5,34 +5,24 @@ limited size, a body that is whole or an error, no redirects, no repeats, no coo
 strict JSON, and the knowledge whether a byte of the request was written.
 """
 
-import json
 import logging
-import math
 import os
 import re
-import socket
 import ssl
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import lru_cache
-from http.client import HTTPException, HTTPResponse
-from io import BufferedReader, RawIOBase
-from ipaddress import ip_address
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPException
 from time import monotonic
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 from urllib.parse import urlencode
 
 import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     HTTPError,
     MaxRetryError,
@@ -44,437 +34,21 @@ from urllib3.exceptions import TimeoutError as HTTPTimeout
 from urllib3.util import Retry
 
 from flask_atm.errors import ConfigurationError
+from flask_atm.oauth.answer import Answer, Failure, Reason, Result
+from flask_atm.oauth.deadline import Attempt, Resolve, Resolver, Stop
+from flask_atm.oauth.wire import POOLS
 from flask_atm.settings import is_loopback
 
 __all__ = ["Answer", "BackChannel", "Failure", "Form", "Reason", "Result"]
 
 #: Parameters of a request; a list is sent as a repeated parameter.
 Form: TypeAlias = Mapping[str, str | Sequence[str]]
-Reason: TypeAlias = Literal[
-    "refused",
-    "dns",
-    "tls",
-    "timeout",
-    "reset",
-    "short",
-    "too_large",
-    "window",
-    "busy",
-    "not_allowed",
-]
-_Resolve: TypeAlias = Callable[..., Sequence[tuple[Any, ...]]]
 
 _log = logging.getLogger("flask_atm.back_channel")
 _BLOCK: Final = 16 * 1024
-_LEVELS: Final = 64
-_LONGEST_LOOKUP: Final = 15.0
 _URL: Final = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
     r"(?::(?P<port>[0-9]{1,5}))?(?P<path>/[!-\"$->@-\[\]-~]*)?(?:[?#][!-\[\]-~]*)?"
-)
-_JSON_PARTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{\]}]', re.DOTALL)
-
-
-# -- what comes back
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """An answer that arrived whole, whatever its status.
-
-    :param status: the HTTP status; a redirect is an answer like any other.
-    :param headers: by lower-case names; of repeated ones, all values joined by ``", "``.
-    :param body: at most ``max_bytes`` bytes, without any content encoding.
-    """
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-
-    def json(self) -> dict[str, Any]:
-        """Read the body as one JSON object (RFC 8259), strictly.
-
-        :raises ValueError: for anything but an object in UTF-8, for a name that comes twice, for
-            NaN and infinite numbers, for nesting over 64 levels. The text shows nothing of it.
-        """
-        try:
-            value = _parse(self.body)
-        except (ValueError, RecursionError):
-            value = None
-        # Raised out here, because the error that was caught carries the document.
-        if not isinstance(value, dict):
-            raise ValueError(  # noqa: TRY004 -- it is the document that is wrong
-                "the answer is no JSON object in UTF-8 with unique names, finite numbers and at"
-                f" most {_LEVELS} levels"
-            )
-        return value
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """No answer, or none that can be used.
-
-    :param written: whether a byte of the request may have left. ``False`` is certain.
-    :param reason: ``refused``, ``dns``, ``tls``, ``window`` (``may_write`` said no): nothing was
-        written; ``short``, ``too_large``: the answer's body; ``timeout``, ``reset``: either.
-    """
-
-    written: bool
-    reason: Reason
-
-
-Result: TypeAlias = Answer | Failure
-
-
-def _parse(body: bytes) -> Any:
-    depth = 0
-    for part in _JSON_PARTS.finditer(body):
-        first = body[part.start()]
-        depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
-        # Looked at before parsing: the parser recurses in C, as far as the application's limit.
-        if depth > _LEVELS:
-            raise ValueError
-    value = json.loads(
-        body.decode("utf-8-sig"),
-        object_pairs_hook=_unique,
-        parse_constant=_refuse,
-        parse_float=_finite,
-    )
-    if b"\\ud" in body.lower():
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError
-    return found
-
-
-def _refuse(text: str) -> None:
-    raise ValueError
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-# -- one request on its way
-
-
-class _Stop(Exception):
-    """Ends a request from within urllib3, which catches only errors of its own and of sockets."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason: Final = reason
-
-
-class _Resolver:
-    """Name resolution that can be left waiting: the system's has no time-out.
-
-    A lookup that still runs is shared, so that a resolver that hangs holds one thread per host.
-    """
-
-    def __init__(self, resolve: _Resolve | None) -> None:
-        self._resolve = resolve
-        self._lock = threading.Lock()
-        self._running: dict[tuple[str, int], tuple[float, Future[Sequence[tuple[Any, ...]]]]] = {}
-
-    def addresses(self, host: str, port: int, end: float) -> Sequence[tuple[Any, ...]]:
-        """Give what ``socket.getaddrinfo`` gives, or stop at ``end``."""
-        try:
-            ip_address(host)
-        except ValueError:
-            lookup = self._lookup(host, port)
-        else:
-            return socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-        try:
-            return lookup.result(max(0.0, end - monotonic()))
-        except (OSError, UnicodeError):
-            raise _Stop("dns") from None
-
-    def _lookup(self, host: str, port: int) -> Future[Sequence[tuple[Any, ...]]]:
-        with self._lock:
-            since, lookup = self._running.get((host, port), (-math.inf, Future()))
-            if since < monotonic() - _LONGEST_LOOKUP:
-                lookup = Future()
-                self._running[host, port] = monotonic(), lookup
-                threading.Thread(target=self._run, args=(host, port, lookup), daemon=True).start()
-        return lookup
-
-    def _run(self, host: str, port: int, lookup: Future[Sequence[tuple[Any, ...]]]) -> None:
-        resolve = self._resolve or socket.getaddrinfo
-        try:
-            lookup.set_result(resolve(host, port, 0, socket.SOCK_STREAM))
-        except (OSError, UnicodeError) as error:
-            lookup.set_exception(error)
-        finally:
-            with self._lock:
-                if self._running.get((host, port), (0, None))[1] is lookup:
-                    del self._running[host, port]
-
-
-class _Attempt:
-    """One request: its deadline, its socket, and whether a byte of it was written."""
-
-    def __init__(
-        self,
-        resolver: _Resolver,
-        *,
-        deadline: float,
-        connect_timeout: float,
-        may_write: Callable[[], bool] | None,
-        max_bytes: int,
-    ) -> None:
-        self.deadline: Final = deadline
-        self.max_bytes: Final = max_bytes
-        self.written = False
-        self.cancelled = False
-        self._resolver = resolver
-        self._connect_timeout = connect_timeout
-        self._may_write = may_write
-        self._lock = threading.Lock()
-        self._handle: socket.socket | None = None
-        self._shutdown: Callable[[], object] | None = None
-
-    def __enter__(self) -> Self:
-        self._token = _CURRENT.set(self)
-        self._watchdog = _watchdog(os.getpid())
-        self._watchdog.watch(self)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._watchdog.leave(self)
-        _CURRENT.reset(self._token)
-        with self._lock:
-            handle, self._handle = self._handle, None
-        if handle:
-            handle.close()
-
-    @property
-    def time_left(self) -> float:
-        """Seconds until the deadline; never 0, which sockets take for "do not block"."""
-        return max(0.001, self.deadline - monotonic())
-
-    def connect(self, host: str, port: int, options: Iterable[tuple[Any, ...]]) -> socket.socket:
-        """Connect to one of the addresses of a host, within the connect time-out for all."""
-        end = monotonic() + min(self._connect_timeout, self.time_left)
-        addresses = self._resolver.addresses(host, port, end)
-        reason: Reason = "refused"
-        for left, (family, kind, protocol, _, address) in zip(
-            range(len(addresses), 0, -1), addresses, strict=True
-        ):
-            # A fair share each: one address that swallows packets must not cost the whole time.
-            budget = min(max((end - monotonic()) / left, 0.5), end - monotonic())
-            if budget <= 0:
-                raise _Stop("timeout")
-            sock = socket.socket(family, kind, protocol)
-            try:
-                for option in options:
-                    sock.setsockopt(*option)
-                sock.settimeout(budget)
-                sock.connect(address)
-                sock.settimeout(min(self._connect_timeout, self.time_left))
-                self.hold(sock)
-            except OSError as error:
-                sock.close()
-                reason = "timeout" if isinstance(error, TimeoutError) else "refused"
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        raise _Stop(reason)
-
-    def hold(self, sock: Any) -> None:
-        """Keep a handle of the connection that stays valid, whoever wraps or closes ``sock``."""
-        handle = socket.fromfd(sock.fileno(), socket.AF_INET, socket.SOCK_STREAM)
-        with self._lock:
-            old, self._handle = self._handle, handle
-            if self.cancelled:
-                _shut(handle)
-        if old:
-            old.close()
-
-    def hold_response(self, response: requests.Response) -> None:
-        """Keep what can end the body of a response that came over a connection of others."""
-        with self._lock:
-            self._shutdown = getattr(response.raw, "shutdown", None)
-        if self.cancelled:
-            self.cut()
-
-    def before_write(self, sock: Any = None) -> None:
-        """Allow the first byte, or stop: the only place that knows that nothing was written."""
-        if self.written:
-            return
-        if sock is not None and self._handle is None:  # a connection from the pool
-            self.hold(sock)
-        if self._may_write is not None and not self._may_write():
-            raise _Stop("window")
-        with self._lock:
-            self.check()
-            self.written = True
-
-    @property
-    def can_cut(self) -> bool:
-        """Whether the watchdog is able to end the body."""
-        return bool(self._handle or self._shutdown)
-
-    def check(self) -> None:
-        """Stop if the deadline has passed."""
-        if self.cancelled or monotonic() >= self.deadline:
-            raise _Stop("timeout")
-
-    def cut(self) -> None:
-        """End it now, whatever it waits for. Called by the watchdog."""
-        with self._lock:
-            self.cancelled = True
-            if self._handle:
-                _shut(self._handle)
-            if self._shutdown:
-                with suppress(OSError, RuntimeError, ValueError):  # it has ended by itself
-                    self._shutdown()
-
-
-def _shut(handle: socket.socket) -> None:
-    with suppress(OSError):  # the server may have been faster
-        handle.shutdown(socket.SHUT_RDWR)
-
-
-class _Watchdog:
-    """The thread that cuts what is past its deadline; a timer per request costs 800 us."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watched: set[_Attempt] = set()
-        self._wakes_at = 0.0
-        self._thread: threading.Thread | None = None
-
-    def watch(self, attempt: _Attempt) -> None:
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="flask-atm watchdog", daemon=True)
-                thread.start()
-                self._thread = thread
-            self._watched.add(attempt)
-            if attempt.deadline < self._wakes_at:
-                self._changed.notify()
-
-    def leave(self, attempt: _Attempt) -> None:
-        with self._changed:
-            self._watched.discard(attempt)
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                now = monotonic()
-                for attempt in [one for one in self._watched if one.deadline <= now]:
-                    self._watched.discard(attempt)
-                    attempt.cut()
-                self._wakes_at = min((one.deadline for one in self._watched), default=math.inf)
-                self._changed.wait(min(self._wakes_at - now, threading.TIMEOUT_MAX))
-
-
-@lru_cache(maxsize=1)
-def _watchdog(pid: int) -> _Watchdog:
-    """Give the one of this process: threads and locks do not survive a fork."""
-    return _Watchdog()
-
-
-_CURRENT: Final[ContextVar[_Attempt]] = ContextVar("flask_atm.back_channel")
-
-
-# -- connections that know the request that they carry
-
-
-class _Wire(RawIOBase):
-    """The bytes of one answer, up to a limit: http.client reads a chunk of size -1 to the end."""
-
-    def __init__(self, raw: RawIOBase, limit: int) -> None:
-        self._raw = raw
-        self._left = limit
-        self.ended = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        count = self._raw.readinto(buffer)
-        self.ended = count == 0
-        self._left -= count or 0
-        if self._left < 0:
-            raise _Stop("too_large")
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(HTTPResponse):
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # Head, chunk sizes and body: twice the body's limit is enough for sane ones.
-        limit = 2 * _CURRENT.get().max_bytes + 64 * 1024
-        self._wire = _Wire(self.fp.detach(), limit)
-        self.fp = BufferedReader(self._wire)
-
-    def begin(self) -> None:
-        super().begin()
-        if self._wire.ended:  # for http.client a head that is cut is one with fewer headers
-            raise ConnectionResetError
-
-
-class _Connection(HTTPConnection):
-    """A connection that connects and writes as the attempt says."""
-
-    response_class = _Response
-    debuglevel = 0  # http.client prints what it sends where an application has set it globally
-    _connecting = False
-
-    def _new_conn(self) -> socket.socket:
-        # A private name of urllib3, but the one that all who bring sockets of their own override.
-        return _CURRENT.get().connect(self.host, self.port or 80, self.socket_options or ())
-
-    def connect(self) -> None:
-        self._connecting = True
-        try:
-            super().connect()
-        finally:
-            self._connecting = False
-
-    def send(self, data: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        if not self._connecting:  # then it is the CONNECT for a proxy, nothing of the request
-            _CURRENT.get().before_write(self.sock)
-        super().send(data)
-
-
-class _TLSConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-
-_POOLS: Final[Mapping[str, type[HTTPConnectionPool]]] = MappingProxyType(
-    {"http": _Pool, "https": _TLSPool}
 )
 
 
@@ -487,7 +61,7 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self.poolmanager.pool_classes_by_scheme = POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         if not proxy.lower().startswith(("http://", "https://")):
@@ -496,7 +70,7 @@ class _Adapter(HTTPAdapter):
                 " ATM_BACK_CHANNEL['proxies'], or name the host in NO_PROXY."
             )
         manager = super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = POOLS
         return manager
 
     def build_connection_pool_key_attributes(
@@ -535,8 +109,8 @@ class _Route:
 class _Process:
     """What a process has of its own: nothing of it survives a fork."""
 
-    def __init__(self, *, resolve: _Resolve | None, pool_size: int, max_concurrency: int) -> None:
-        self.resolver = _Resolver(resolve)
+    def __init__(self, *, resolve: Resolve | None, pool_size: int, max_concurrency: int) -> None:
+        self.resolver = Resolver(resolve)
         self.places = threading.Semaphore(max_concurrency)
         self._pool_size = pool_size
         self._lock = threading.Lock()
@@ -604,7 +178,7 @@ class BackChannel:
         max_concurrency: int = 8,
         connect_timeout: float = 2.0,
         http_session: Callable[[str], requests.Session | None] | None = None,
-        resolver: _Resolve | None = None,
+        resolver: Resolve | None = None,
     ) -> None:
         self._ca_bundle = ca_bundle
         self._proxies = proxies
@@ -668,7 +242,7 @@ class BackChannel:
             all_headers["Content-Type"] = "application/x-www-form-urlencoded"
         request = requests.Request(method, url, headers=all_headers, data=body)
         session = self._http_session(name) if self._http_session else None
-        attempt = _Attempt(
+        attempt = Attempt(
             self._here().resolver,
             deadline=deadline,
             connect_timeout=self._connect_timeout,
@@ -688,7 +262,7 @@ class BackChannel:
         self._here().close()
 
     def _ask(
-        self, request: requests.Request, target: _Target, attempt: _Attempt, *, fresh: bool
+        self, request: requests.Request, target: _Target, attempt: Attempt, *, fresh: bool
     ) -> Result:
         route = self._route(target)
         here = self._here()
@@ -758,7 +332,7 @@ _BROKEN: Final = (requests.RequestException, HTTPError, HTTPException, OSError, 
 
 
 def _exchange(
-    adapter: _Adapter, request: requests.Request, route: _Route, attempt: _Attempt
+    adapter: _Adapter, request: requests.Request, route: _Route, attempt: Attempt
 ) -> Result:
     """Send by our own connections: no requests.Session, so none of what it adds."""
     try:
@@ -768,7 +342,7 @@ def _exchange(
             timeout=(attempt.time_left, attempt.time_left),
             proxies=dict(route.proxies),
         )
-    except _Stop as stop:
+    except Stop as stop:
         return Failure(written=attempt.written, reason=stop.reason)
     except _BROKEN as error:
         return Failure(written=attempt.written, reason=_reason(error, attempt))
@@ -778,7 +352,7 @@ def _exchange(
 def _ask_session(
     session: requests.Session,
     request: requests.Request,
-    attempt: _Attempt,
+    attempt: Attempt,
     connect_timeout: float,
 ) -> Result:
     """Send by the application's session, which tells less about what happened."""
@@ -789,7 +363,7 @@ def _ask_session(
         )
     try:
         attempt.before_write()
-    except _Stop as stop:
+    except Stop as stop:
         return Failure(written=False, reason=stop.reason)
     try:
         response = _once(session).request(
@@ -844,20 +418,20 @@ def _proof_of_nothing_sent(error: Exception) -> Reason | None:
     return "refused" if isinstance(cause, NewConnectionError) else None
 
 
-def _reason(error: Exception, attempt: _Attempt) -> Reason:
+def _reason(error: Exception, attempt: Attempt) -> Reason:
     if attempt.cancelled or isinstance(error, (requests.Timeout, HTTPTimeout, TimeoutError)):
         return "timeout"
     tls = isinstance(error, (requests.exceptions.SSLError, TLSError, ssl.SSLError))
     return "tls" if tls and not attempt.written else "reset"
 
 
-def _finish(response: requests.Response, attempt: _Attempt) -> Result:
+def _finish(response: requests.Response, attempt: Attempt) -> Result:
     """Read the body to its end and its limit."""
     reason: Reason = "short"
     with closing(response):
         try:
             body = _read(response, attempt)
-        except _Stop as stop:
+        except Stop as stop:
             reason = stop.reason
         except (*_BROKEN, zlib.error) as error:
             # Whatever it was: the server has answered, and the answer is not whole.
@@ -868,7 +442,7 @@ def _finish(response: requests.Response, attempt: _Attempt) -> Result:
     return Failure(written=True, reason=reason)
 
 
-def _read(response: requests.Response, attempt: _Attempt) -> bytes:
+def _read(response: requests.Response, attempt: Attempt) -> bytes:
     """Give the whole body, decompressed; never keep more than the limit and a block."""
     packed = response.headers.get("Content-Encoding", "").strip().lower()
     unpacker = zlib.decompressobj(47) if packed in ("gzip", "x-gzip", "deflate") else None
@@ -881,7 +455,7 @@ def _read(response: requests.Response, attempt: _Attempt) -> bytes:
     while block := response.raw.read(size, decode_content=False):
         body += unpacker.decompress(block, limit + 1 - len(body)) if unpacker else block
         if len(body) > limit:
-            raise _Stop("too_large")
+            raise Stop("too_large")
         if not attempt.can_cut:
             attempt.check()
     # A body without a length ends where the connection does, also where the watchdog has cut it.
@@ -889,7 +463,7 @@ def _read(response: requests.Response, attempt: _Attempt) -> bytes:
     if not framed:
         attempt.check()
     if unpacker and body and not unpacker.eof:
-        raise _Stop("short")
+        raise Stop("short")
     return bytes(body)
 
 
