@@ -34,6 +34,7 @@ class Breaker:
         self._monotonic = monotonic
         self._lock = ProcessLock()
         self._failures = 0
+        self._pause = 0.0
         self._until = 0.0
         self._last_error_log = -60.0
         self.last: str = "unused"
@@ -47,14 +48,14 @@ class Breaker:
         with self._lock:
             if self.left():
                 return False
-            if self._failures >= self._parameters.breaker_failures:
-                self._until = self._monotonic() + self._parameters.breaker_pause
+            if self._pause:
+                self._until = self._monotonic() + self._pause
             return True
 
     def succeeded(self) -> None:
         """The endpoint answered."""
         with self._lock:
-            self._failures, self._until, self.last = 0, 0.0, "ok"
+            self._failures, self._pause, self._until, self.last = 0, 0.0, 0.0, "ok"
 
     def failed(self, reason: str) -> None:
         """The endpoint gave no usable answer."""
@@ -62,13 +63,15 @@ class Breaker:
             self._failures += 1
             self.last = reason
             if self._failures >= self._parameters.breaker_failures:
-                self._until = self._monotonic() + self._parameters.breaker_pause
+                self._pause = self._parameters.breaker_pause
+                self._until = self._monotonic() + self._pause
 
     def refused_client(self, error: str) -> None:
         """The server does not accept this registration: nothing will work until that is mended."""
         with self._lock:
             now = self._monotonic()
-            self._until = now + self._parameters.client_pause
+            self._pause = self._parameters.client_pause
+            self._until = now + self._pause
             self.last = error
             complain = now - self._last_error_log >= 60.0
             if complain:

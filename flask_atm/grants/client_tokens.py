@@ -231,7 +231,7 @@ class _ClientCredentials:
     def verify(self, grant: Grant, tokens: Tokens) -> Mapping[str, Any] | None:
         return None
 
-    def revoke(self, tokens: Tokens) -> None:
+    def revoke(self, grant: Grant, tokens: Tokens) -> None:
         """A client token that nobody uses expires by itself."""
 
     def notify(self, event: Event) -> None:

@@ -198,13 +198,15 @@ def abort(
 ) -> Control | None:
     """Free the lease. An intent is cleared only by who set it, and never out of a doubt.
 
-    A refresh token that is suspected for the second time without a success between is dead.
+    A refresh token that is suspected for the second time without a success between is dead. The
+    version grows, so that whoever read before looks again, and learns of the pause or the death.
     """
     if control.tombstone or control.lease_owner != owner:
         return None
     cleared = clear_intent and not control.doubt
     return replace(
         control,
+        version=control.version + 1,
         lease_owner=None,
         lease_until=0.0,
         lease=0.0,

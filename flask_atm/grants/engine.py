@@ -5,7 +5,6 @@ is in :mod:`flask_atm.grants.refresh`. Here is the loop between them. Waiting ne
 for a lock: one caller of a process leads, the others wait for its end and then read the record.
 """
 
-import copy
 import random
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from flask_atm.grants.record import (
     Unavailable,
     Want,
     decide,
+    is_too_old,
 )
 from flask_atm.grants.refresh import Event, Refresher, Renewal
 from flask_atm.grants.single_flight import Flight, SingleFlight
@@ -77,7 +77,7 @@ class Engine:
         call = _Call(
             engine=self,
             key=snapshot.key,
-            want=replace(want, since=snapshot.now) if force else want,
+            want=_forced(want, snapshot) if force else want,
             renewal=renewal,
             give_up=give_up if deadline is None else min(give_up, deadline),
         )
@@ -111,15 +111,15 @@ class _Call:
             decision = self.decide(snapshot)
             if isinstance(decision, Serve):
                 return snapshot, decision.slot
-            if not isinstance(decision, Renew):
-                self.refuse(decision)
             refused = self.engine.refusals.get(self.key, self.want.slot)
-            if decision.meanwhile is not None:
+            if isinstance(decision, Denied) or (isinstance(decision, Unavailable) and not refused):
+                self.refuse(decision)
+            if isinstance(decision, Renew) and decision.meanwhile is not None:
                 if refused is not None or not self.renew_if_nobody_does(snapshot):
                     return snapshot, decision.meanwhile
                 return self.after_attempt(None)
             if refused is not None:
-                raise copy.copy(refused)
+                raise _again(refused)
             error = self.renew_or_wait(snapshot)
             if error is not None:
                 return self.after_attempt(error)
@@ -141,11 +141,11 @@ class _Call:
 
     def renew_if_nobody_does(self, snapshot: Snapshot) -> bool:
         """Refresh, unless somebody does already; tell whether an attempt was made here."""
-        seen: Literal["look", "busy"] = "busy"
+        seen = "busy"
         events: list[Event] = []
         with self.engine.flights.enter(self.key) as (leads, flight):
             if leads:
-                seen = self.attempt(snapshot, flight, events)
+                seen = self.attempt(snapshot, flight, events, place_by=time.monotonic())
         self.notify(events)
         return seen == "look"
 
@@ -154,21 +154,28 @@ class _Call:
     def renew_or_wait(self, snapshot: Snapshot) -> ATMError | None:
         """Refresh, or wait for who does; give why there is still no token, if that is known."""
         events: list[Event] = []
+        # Whoever gets a place later than this could not be done in time.
+        place_by = self.give_up - self.engine.parameters.doubt_wait - self.engine.parameters.timeout
         with self.engine.flights.enter(self.key) as (leads, flight):
-            if leads and self.attempt(snapshot, flight, events) == "busy":
-                self.watch()
+            if leads:
+                seen = self.attempt(snapshot, flight, events, place_by=place_by)
+                if seen == "busy":
+                    self.watch()
+                elif seen == "full":
+                    error = ServerUnavailable(retry_after=1, provider=self.engine.name)
+                    flight.fail(error, self.want.slot)
         self.notify(events)
         if not leads:
             flight.wait(max(0.0, self.give_up - time.monotonic()))
         return flight.error_for(self.want.slot)
 
     def attempt(
-        self, snapshot: Snapshot, flight: Flight, events: list[Event]
-    ) -> Literal["look", "busy"]:
+        self, snapshot: Snapshot, flight: Flight, events: list[Event], *, place_by: float
+    ) -> Literal["look", "busy", "full"]:
         """Make the attempt of this process; its failure is everybody's who waits for it."""
         try:
             return self.engine.refresher.run(
-                snapshot, self.want, self.renewal, deadline=self.give_up, events=events
+                snapshot, self.want, self.renewal, deadline=place_by, events=events
             )
         except ATMError as error:
             flight.fail(error, self.want.slot)
@@ -204,11 +211,10 @@ class _Call:
             return snapshot, slot
         if error is None:
             return self.last_look(snapshot)
-        raise copy.copy(error)
+        raise _again(error)
 
     def is_good(self, slot: Slot) -> bool:
-        too_old = self.want.since is not None and slot.requested_at < self.want.since
-        return slot.token.reveal() != self.want.rejected and not too_old
+        return slot.token.reveal() != self.want.rejected and not is_too_old(slot, self.want)
 
     def last_look(self, snapshot: Snapshot) -> tuple[Snapshot, Slot]:
         decision = self.decide(snapshot)
@@ -221,3 +227,16 @@ class _Call:
                 provider=self.engine.name,
             )
         return self.refuse(decision)
+
+
+def _forced(want: Want, snapshot: Snapshot) -> Want:
+    slot = snapshot.grant.slots.get(want.slot)
+    return replace(want, since=snapshot.now, seen=slot.token.reveal() if slot else None)
+
+
+def _again(error: ATMError) -> ATMError:
+    """Give the same error for another thread, without calling a constructor of its own."""
+    twin = type(error).__new__(type(error))
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    return twin

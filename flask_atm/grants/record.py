@@ -19,6 +19,7 @@ from flask_atm.tokens import FrozenDict, Secret, TokenParameters
 
 __all__ = [
     "MAX_SLOTS",
+    "SCHEMA",
     "Decision",
     "Denied",
     "Grant",
@@ -29,6 +30,7 @@ __all__ = [
     "Unavailable",
     "Want",
     "decide",
+    "is_too_old",
     "slot_key",
     "token_hash",
     "token_request",
@@ -36,7 +38,8 @@ __all__ = [
 
 MAX_SLOTS: Final = 16
 _LONGEST_REJECTED_PAUSE: Final = 300.0
-_SCHEMA: Final = 1
+#: Grows when an older version of this library could not read a record any more.
+SCHEMA: Final = 1
 
 
 def token_hash(token: str | None) -> str | None:
@@ -149,7 +152,7 @@ class Grant:
         """Give what is sealed: a schema version and the members."""
         return {
             **self.other,
-            "schema": _SCHEMA,
+            "schema": SCHEMA,
             "provider": self.provider,
             "issuer": self.issuer,
             "client_id": self.client_id,
@@ -171,7 +174,7 @@ class Grant:
 
         :raises ValueError: a schema that this version does not know, or members that are missing.
         """
-        if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
+        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
             raise ValueError("a record of another schema version")
         try:
             return cls(
@@ -283,14 +286,16 @@ class Want:
     :param slot: the name of the slot.
     :param leeway: seconds before the expiry from which on a token is renewed.
     :param rejected: a token that an API has just refused.
-    :param since: a token is wanted whose request began at or after this instant.
+    :param since: a token is wanted whose request began at or after this instant,
+    :param seen: and which, if it began at this very instant, is not this one.
     :param by_refresh_token: whether a refresh token is needed to get one.
     """
 
     slot: str
     leeway: float
-    rejected: str | None = None
+    rejected: str | None = field(default=None, repr=False)
     since: float | None = None
+    seen: str | None = field(default=None, repr=False)
     by_refresh_token: bool = True
 
 
@@ -342,7 +347,7 @@ def decide(
     if slot is not None and slot.expires_at > now:
         asked_for_another = _is_refused(slot, want, now, parameters) or (
             # In doubt a forced renewal has to make do with the present token.
-            _is_too_old(slot, want) and not doubt
+            is_too_old(slot, want) and not doubt
         )
         if not asked_for_another:
             return _with_token(snapshot, slot, want, parameters, doubt=doubt, blocked=blocked)
@@ -351,7 +356,7 @@ def decide(
 
 
 def _without_refresh_token(slot: Slot | None, want: Want, now: float) -> Decision:
-    if slot is None or slot.expires_at <= now or _is_too_old(slot, want):
+    if slot is None or slot.expires_at <= now or is_too_old(slot, want):
         return Denied(reason="expired")
     return Serve(slot=slot)
 
@@ -399,5 +404,9 @@ def _is_refused(slot: Slot, want: Want, now: float, parameters: EngineParameters
     return not 0 <= age < min(_LONGEST_REJECTED_PAUSE, pause)
 
 
-def _is_too_old(slot: Slot, want: Want) -> bool:
-    return want.since is not None and slot.requested_at < want.since
+def is_too_old(slot: Slot, want: Want) -> bool:
+    """Tell whether a renewal was forced that this token does not come from."""
+    if want.since is None or slot.requested_at > want.since:
+        return False
+    # A clock that stands still, as in tests, does not tell before from after.
+    return slot.requested_at < want.since or slot.token.reveal() == want.seen

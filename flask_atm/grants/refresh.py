@@ -33,7 +33,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event as ThreadEvent
 from typing import Any, Literal, Protocol
 
@@ -90,8 +90,8 @@ class Renewal(Protocol):
         """
         ...
 
-    def revoke(self, tokens: Tokens) -> None:
-        """Revoke tokens that nobody will use; best effort."""
+    def revoke(self, grant: Grant, tokens: Tokens) -> None:
+        """Revoke tokens of a grant that nobody will use; best effort."""
         ...
 
     def notify(self, event: "Event") -> None:
@@ -176,17 +176,20 @@ class Refresher:
         *,
         deadline: float,
         events: list[Event],
-    ) -> Literal["look", "busy"]:
+    ) -> Literal["look", "busy", "full"]:
         """Make one attempt upon a record as it was read.
 
         :param deadline: how long to wait for a place at the endpoint, by ``time.monotonic()``.
         :param events: what happened is added here.
-        :returns: ``look``: the record says what came of it; ``busy``: another process refreshes.
+        :returns: ``look``: the record says what came of it; ``busy``: another process refreshes;
+            ``full``: there was no place.
         :raises ATMError: why there is no new token.
         """
         exchange = renewal.prepare(snapshot.grant)
         with self._place(deadline) as granted:
-            if not granted or not self._breaker.enter():
+            if not granted:
+                return "full"
+            if not self._breaker.enter():
                 raise ServerUnavailable(retry_after=self._breaker.left())
             refresh_token = snapshot.grant.refresh_token
             intent = token_hash(refresh_token.reveal()) if refresh_token else None
@@ -268,7 +271,7 @@ class Refresher:
             self._abort(attempt, clear_intent=True)
         elif verdict.tokens is not None:
             self._accept(attempt, verdict.tokens)
-        elif verdict.kind == "invalid_grant":
+        elif verdict.kind == "invalid_grant" and attempt.intent is not None:
             self._invalid_grant(attempt)
         elif attempt.begun.doubt and verdict.kind in ("bare", "refused"):
             # The first sending did reach the server after all.
@@ -291,7 +294,7 @@ class Refresher:
         error = _error_for(verdict, attempt.snapshot.grant.provider, pause)
         if verdict.kind == "client":
             self._breaker.refused_client(verdict.error)
-        elif verdict.kind in ("refused", "interaction"):
+        elif verdict.kind in ("refused", "interaction", "invalid_grant"):
             self._refusals.remember(attempt.key, attempt.want.slot, error)
         self._tell(attempt, "token_refresh_failed", error=error)
         log.warning(
@@ -304,7 +307,8 @@ class Refresher:
 
     def _invalid_grant(self, attempt: _Attempt) -> None:
         """The server does not know the refresh token: lost, or another process was first."""
-        current = self._vault.read(attempt.key)
+        # What the store says now: from memory it would be the record that this attempt began with.
+        current = self._vault.read_stored(attempt.key)
         if current is None or _sent(current.grant) != attempt.intent:
             self._abort(attempt, clear_intent=True)
             return
@@ -350,19 +354,25 @@ class Refresher:
             try:
                 self._end(attempt)
             finally:
-                attempt.renewal.revoke(tokens)
-        received_at = attempt.now
+                attempt.renewal.revoke(attempt.snapshot.grant, tokens)
+        # A process that was stopped with the answer in its hands must not take it for younger.
+        received_at = min(
+            attempt.now, attempt.begun.now + attempt.window + self._parameters.timeout
+        )
         self._checkpoint("commit")
 
-        def store() -> None:
-            self._commit(attempt, tokens, claims, received_at)
+        def store() -> bool:
+            return self._commit(attempt, tokens, claims, received_at)
 
+        stored = True
         try:
-            store()
+            stored = store()
         except StoreError as error:
             log.error("the store does not take a renewed grant, it is kept: %s", error)  # noqa: TRY400
             self._keep(attempt, tokens, claims, received_at, store)
         self._checkpoint("committed")
+        if not stored:
+            return
         grant = attempt.snapshot.grant
         self._tell(
             attempt, "token_refreshed", claims=claims or grant.claims, old_claims=grant.claims
@@ -400,8 +410,11 @@ class Refresher:
         tokens: Tokens,
         claims: Mapping[str, Any] | None,
         received_at: float,
-    ) -> None:
-        """Store the result on top of whatever version is there; repeated without harm."""
+    ) -> bool:
+        """Store the result on top of whatever version is there; repeated without harm.
+
+        :returns: ``False``: it counts for nothing, somebody else's result or a sign-out does.
+        """
         base, version = attempt.snapshot.grant, attempt.begun.version
         while True:
             grant = self._renewed(attempt, base, tokens, claims, received_at)
@@ -412,15 +425,23 @@ class Refresher:
                 commit_id=attempt.commit_id,
             )
             if outcome == "ok":
-                return
+                return True
             current = self._vault.read_stored(attempt.key) if outcome == "moved" else None
             if current is None:
-                # Signed out in the meantime: what came is of no use to anybody.
-                attempt.renewal.revoke(tokens)
-                return
+                if outcome == "gone" or not self._vault.holds(attempt.key):
+                    # Signed out in the meantime: what came is of no use to anybody.
+                    attempt.renewal.revoke(base, tokens)
+                return False
             if _sent(current.grant) != attempt.intent:
-                return
+                return False
             base, version = current.grant, current.control.version
+            there = base.slots.get(attempt.want.slot)
+            if there is not None and there.requested_at > attempt.begun.now:
+                # Without rotation the refresh token does not tell who came first: a later request
+                # has brought a newer access token, and this one overslept.
+                if tokens.refresh_token in (None, base.refresh_token):
+                    return False
+                tokens, claims = replace(tokens, access_token=None), None
 
     def _keep(
         self,
@@ -428,7 +449,7 @@ class Refresher:
         tokens: Tokens,
         claims: Mapping[str, Any] | None,
         received_at: float,
-        store: Callable[[], None],
+        store: Callable[[], object],
     ) -> None:
         old = attempt.snapshot
         version = attempt.begun.version + 1
@@ -490,7 +511,7 @@ def _error_for(verdict: Verdict, provider: str, pause: float) -> ATMError:
         return InvalidTokenResponse(
             f"the token endpoint of {provider!r} answered 200, but that is no token response"
         )
-    if verdict.kind in ("refused", "client"):
+    if verdict.kind in ("refused", "client", "invalid_grant"):
         return TokenEndpointError(
             verdict.error, verdict.error_description, status=verdict.status, provider=provider
         )

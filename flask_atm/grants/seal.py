@@ -86,7 +86,9 @@ class KeyRing:
 
     def seal_json(self, value: Any, *, purpose: str, record: str, bound: str = "") -> bytes:
         """Seal a JSON value, see :meth:`seal`."""
-        data = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        # Half a surrogate pair in a claim is no text, but no reason to lose a refresh token either.
+        data = text.encode("utf-8", "surrogatepass")
         return self.seal(data, purpose=purpose, record=record, bound=bound)
 
     def open_json(self, sealed: bytes, *, purpose: str, record: str, bound: str = "") -> Any:

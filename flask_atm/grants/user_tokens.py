@@ -45,12 +45,14 @@ class NewGrant:
 
     :param scope: what was asked for; the answer may say that less was granted.
     :param requested_at: epoch seconds: when the code was sent.
+    :param grant_id: its id, if somebody had to know it before.
     """
 
     tokens: Tokens
     claims: Mapping[str, Any]
     scope: tuple[str, ...]
     requested_at: float
+    grant_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +98,7 @@ class UserTokens:
         :returns: the grant id, a handle with 256 random bits: whoever has it acts as the user.
         :raises StoreError: the store did not take it; nobody is signed in.
         """
-        grant_id = new_grant_id(self.name)
+        grant_id = new.grant_id or new_grant_id(self.name)
         key = record_key(grant_id)
         grant = self._grant(new)
         stored = self.vault.store.create(
@@ -268,6 +270,8 @@ class UserTokens:
         """
         key = record_key(grant_id)
         snapshot = self.vault.read(key)
+        if snapshot is None and not self.vault.holds(key):
+            return None  # what its tombstone keeps is still to be revoked
         keep = self._outbox_entry(snapshot, revoke_after) if snapshot and revoke else None
         index = (self._outbox,) if keep is not None else ()
         ended = self.vault.delete(key, keep=keep, index=index)
@@ -283,7 +287,12 @@ class UserTokens:
 
     @property
     def _outbox(self) -> str:
-        return self.ring.digest(_OUTBOX, self.issuer, self.client_id)
+        return self._outboxes[0]
+
+    @property
+    def _outboxes(self) -> list[str]:
+        """Those of the former keys of the ring too."""
+        return self.ring.digests(_OUTBOX, self.issuer, self.client_id)
 
     def _outbox_entry(self, snapshot: Snapshot, wait: float) -> bytes | None:
         """Seal what is still to be revoked."""
@@ -306,7 +315,8 @@ class UserTokens:
         :returns: how many were revoked.
         """
         done = 0
-        for key in sorted(self.vault.store.find(self._outbox, 100), key=lambda key: key not in due):
+        found = [key for outbox in self._outboxes for key in self.vault.store.find(outbox, 100)]
+        for key in sorted(found, key=lambda key: key not in due):
             if done >= limit:
                 break
             outcome = self._revoke_entry(key, now_due=key in due)
@@ -326,24 +336,36 @@ class UserTokens:
             log.warning("an entry of the outbox cannot be read (%s): it is kept", error)
             return False
         waits = entry["not_before"] > stored.now and not now_due
-        if waits or self._has_newer(entry):
+        if waits or self._has_newer(
+            entry["session_id"], entry["subject"], entry["signed_in_at"]
+        ):
             return False
         if not self.endpoint.revoke(entry["refresh_token"], token_type_hint="refresh_token"):
             return None
         self.vault.store.delete(key)
         return True
 
-    def _has_newer(self, entry: Mapping[str, Any]) -> bool:
+    def _has_newer(self, session_id: str | None, subject: str, signed_in_at: float) -> bool:
         """Tell whether a newer grant shares the server's session, which revoking would end."""
-        if entry["session_id"]:
-            index = self._entry("sid", entry["session_id"])
-        else:
-            index = self._entry("sub", entry["subject"])
-        for key in self.vault.store.find(index):
-            snapshot = self.vault.read_stored(key)
-            if snapshot and snapshot.grant.signed_in_at >= entry["signed_in_at"]:
-                return True
+        entry = ("sid", session_id) if session_id else ("sub", subject)
+        for index in self.ring.digests("index", self.issuer, self.client_id, *entry):
+            for key in self.vault.store.find(index):
+                snapshot = self.vault.read_stored(key)
+                if snapshot and snapshot.grant.signed_in_at >= signed_in_at:
+                    return True
         return False
+
+    def revoke_unused(self, grant: Grant, tokens: Tokens) -> None:
+        """Revoke what came for a grant that had ended, unless a newer one would suffer."""
+        token = tokens.refresh_token or tokens.access_token
+        if token is None:
+            return
+        if tokens.refresh_token and self._has_newer(
+            grant.session_id, grant.subject, grant.signed_in_at
+        ):
+            return
+        hint = "refresh_token" if tokens.refresh_token else "access_token"
+        self.endpoint.revoke(token.reveal(), token_type_hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -395,11 +417,8 @@ class _Refresh:
             access_token=access_token.reveal() if access_token else None,
         )
 
-    def revoke(self, tokens: Tokens) -> None:
-        token = tokens.refresh_token or tokens.access_token
-        if token is not None:
-            hint = "refresh_token" if tokens.refresh_token else "access_token"
-            self.owner.endpoint.revoke(token.reveal(), token_type_hint=hint)
+    def revoke(self, grant: Grant, tokens: Tokens) -> None:
+        self.owner.revoke_unused(grant, tokens)
 
     def notify(self, event: Event) -> None:
         self.owner.notify(self.grant_id, event)

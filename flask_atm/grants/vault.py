@@ -21,7 +21,7 @@ from typing import Final
 from flask_atm.errors import StoreError
 from flask_atm.grants.control import Stored
 from flask_atm.grants.parameters import EngineParameters
-from flask_atm.grants.record import Grant, Snapshot
+from flask_atm.grants.record import SCHEMA, Grant, Snapshot
 from flask_atm.grants.seal import KeyRing, Unreadable
 from flask_atm.grants.single_flight import ProcessLock
 from flask_atm.protocols import AtomicGrantStore
@@ -55,7 +55,7 @@ class KeptAnswer:
     """
 
     snapshot: Snapshot
-    store: Callable[[], None]
+    store: Callable[[], object]
     at: float
 
 
@@ -113,6 +113,11 @@ class Vault:
         stored = self.store.read(key)
         return None if stored is None else self._open(key, stored)
 
+    def holds(self, key: str) -> bool:
+        """Tell whether the store has a record, whoever may be able to open it."""
+        stored = self.store.read(key)
+        return stored is not None and not stored.control.tombstone
+
     def _read_kept(self, key: str, kept: KeptAnswer) -> Snapshot | None:
         """Offer a kept answer once more; serve from it while the store is silent."""
         try:
@@ -122,22 +127,34 @@ class Vault:
         return self.read(key)
 
     def _open(self, key: str, stored: Stored) -> Snapshot | None:
-        control = stored.control
-        if control.tombstone:
+        if stored.control.tombstone:
             return None
         try:
-            value = self._ring.open_json(
-                stored.sealed,
-                purpose=_PURPOSE,
-                record=key,
-                bound=f"{self._provider}\0{control.sealed_version}",
-            )
-            grant = Grant.from_json(value)
+            snapshot = self._unseal(key, stored)
         except (Unreadable, ValueError) as error:
             self._complain(key, error)
             return None
-        if not self._is_ours(grant):
+        return snapshot if self._is_ours(snapshot.grant) else None
+
+    def recognise(self, key: str, stored: Stored) -> Snapshot | None:
+        """Open a record that may be anything; ``None`` where it is no grant under this name.
+
+        For overviews: a grant of a former issuer or client id is given too, and nothing is logged.
+        """
+        try:
+            return self._unseal(key, stored)
+        except (Unreadable, ValueError):
             return None
+
+    def _unseal(self, key: str, stored: Stored) -> Snapshot:
+        control = stored.control
+        value = self._ring.open_json(
+            stored.sealed,
+            purpose=_PURPOSE,
+            record=key,
+            bound=self._bound(control.sealed_version),
+        )
+        grant = Grant.from_json(value)
         return Snapshot(key=key, control=control, grant=grant, now=stored.now)
 
     def _complain(self, key: str, error: Exception) -> None:
@@ -160,13 +177,18 @@ class Vault:
             grant.as_json(),
             purpose=_PURPOSE,
             record=key,
-            bound=f"{self._provider}\0{version}",
+            bound=self._bound(version),
         )
+
+    def _bound(self, version: int) -> str:
+        return f"{self._provider}\0{version}\0{SCHEMA}"
 
     def delete(self, key: str, *, keep: bytes | None, index: Sequence[str]) -> bool:
         """Remove a grant from the store and from memory."""
+        deleted = self.store.delete(key, keep=keep, index=index)
         self._copies.pop(key, None)
-        return self.store.delete(key, keep=keep, index=index)
+        self._keeper.end(key)
+        return deleted
 
     def keep(self, key: str, answer: KeptAnswer) -> None:
         """Serve from an answer that the store did not take, until it does."""
@@ -199,6 +221,7 @@ class _Keeper:
         self._answers: dict[str, KeptAnswer] = {}
         self._pid = os.getpid()
         self._thread: Thread | None = None
+        self._registered = False
         self._wake = Event()
 
     def get(self, key: str) -> KeptAnswer | None:
@@ -214,7 +237,16 @@ class _Keeper:
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="flask-atm-kept", daemon=True)
                 self._thread.start()
+            if not self._registered:
+                self._registered = True
                 atexit.register(self._finish)
+
+    def end(self, key: str) -> None:
+        """Serve an answer no more; it is still offered, so that its tokens are revoked."""
+        with self._lock:
+            answer = self._answers.pop(key, None)
+            if answer is not None:
+                self._answers[f"{key} ended"] = answer
 
     def offer(self, key: str, answer: KeptAnswer) -> None:
         answer.store()
@@ -233,15 +265,24 @@ class _Keeper:
         return not self._answers
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait(self._interval)
-            with self._lock:
-                if not self._answers:
-                    self._thread = None
-                    return
-            self._offer_all()
+        try:
+            while self._wait():
+                self._offer_all()
+        except BaseException:
+            self._thread = None  # the next answer gets another one
+            raise
+
+    def _wait(self) -> bool:
+        """Wait for the next turn; tell whether there is one."""
+        self._wake.wait(self._interval)
+        with self._lock:
+            if not self._answers:
+                self._thread = None
+            return self._thread is not None
 
     def _finish(self) -> None:
+        if self._pid != os.getpid():
+            return  # a child that ends: the answers are its parent's
         give_up = time.monotonic() + _AT_EXIT
         while not self._offer_all() and time.monotonic() < give_up:
             time.sleep(self._interval)

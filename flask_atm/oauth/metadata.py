@@ -135,6 +135,10 @@ class MetadataCache:
             return self.get(location)
         return self._server(location).peek()
 
+    def age(self, location: ServerLocation) -> float | None:
+        """Give the seconds since the metadata came; ``None`` where none came from a server."""
+        return self._server(location).age()
+
     def warm(self, metadata: ServerMetadata) -> None:
         """Load the keys if the server has any and they are not here. Raises as :meth:`get`."""
         if metadata.jwks_uri:
@@ -436,6 +440,10 @@ class _Slot(Generic[_T]):
         if kept is None or self._clock() - kept.at > max(_USABLE, kept.fresh_for):
             return None
         return kept.value
+
+    def age(self) -> float | None:
+        kept = self._kept
+        return None if kept is None or kept.fresh_for == math.inf else self._clock() - kept.at
 
     def get(self) -> _T:
         if self._is_due():

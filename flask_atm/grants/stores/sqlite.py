@@ -78,10 +78,21 @@ class SQLiteStore(SteppedStore):
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
+        try:
+            self._prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA.format(prefix=self._prefix)} COMMIT;")
-        return connection
+        last = f"{self._prefix}_index_key"
+        # Looked at first: whoever only reads does not have to wait for a writer.
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (last,)).fetchone():
+            schema = _SCHEMA.format(prefix=self._prefix)
+            connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
 
     def _run(self, step: Callable[[sqlite3.Connection], T]) -> T:
         """Do one step; every step is safe to repeat, so a locked file is tried twice."""
@@ -98,14 +109,20 @@ class SQLiteStore(SteppedStore):
     def _try(self, step: Callable[[sqlite3.Connection], T]) -> T:
         idle = self._idle.get(os.getpid())
         if idle is None:
-            idle = self._idle.setdefault(os.getpid(), deque(maxlen=_IDLE))
+            idle = self._idle.setdefault(os.getpid(), deque())
         try:
             connection = idle.pop()
         except IndexError:
             connection = self._connect()
-        result = step(connection)
-        # Not after an error: a connection in an unknown state is dropped.
-        idle.append(connection)
+        try:
+            result = step(connection)
+        except BaseException:
+            connection.close()  # nobody knows its state
+            raise
+        if len(idle) < _IDLE:
+            idle.append(connection)
+        else:
+            connection.close()
         return result
 
     def _cure(self, error: Exception) -> str:

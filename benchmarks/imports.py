@@ -1,0 +1,42 @@
+"""What ``import flask_atm`` costs against the libraries that it is made of.
+
+Run it with ``python -m benchmarks.imports``. Whole processes are timed, less an empty one.
+"""
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+__all__ = ["measure"]
+
+ROUNDS = 15
+CODES = {
+    "nothing": "pass",
+    "libraries": "import flask, requests, authlib.integrations.flask_client",
+    "flask_atm": "import flask_atm",
+}
+
+
+def _seconds(code: str) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def measure() -> list[tuple[str, float, float]]:
+    """Give ``(what, ratio, limit)``."""
+    taken: dict[str, list[float]] = {name: [] for name in CODES}
+    for _ in range(ROUNDS):
+        for name, code in CODES.items():
+            taken[name].append(_seconds(code))
+    took = {name: median(times) for name, times in taken.items()}
+    for name, seconds in took.items():
+        print(f"  {name:10} {seconds * 1000:8.1f} ms")
+    ratio = (took["flask_atm"] - took["nothing"]) / (took["libraries"] - took["nothing"])
+    return [("import flask_atm / import flask, requests, authlib", ratio, 1.25)]
+
+
+if __name__ == "__main__":
+    for what, ratio, limit in measure():
+        print(f"{what}: {ratio:.2f} (limit {limit})")

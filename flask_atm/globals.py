@@ -1,0 +1,322 @@
+"""``current_login`` and ``current_user_token``, and what they mean at this moment.
+
+What is looked up is kept in ``g`` with the request object and the browser's grants that it was
+looked up for: an application context that two requests share never mixes their users.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn, cast
+
+from flask import g, has_app_context, has_request_context, request, session
+from werkzeug.local import LocalProxy
+
+from flask_atm.browser_session import SESSION_KEY, handles
+from flask_atm.errors import LoginRequired
+from flask_atm.grants.record import Snapshot, slot_key
+from flask_atm.protocols import Clock
+from flask_atm.state import Provider, State, current_state
+from flask_atm.tokens import Login, TokenParameters, UserToken, fingerprint
+
+__all__ = [
+    "CurrentGrant",
+    "Meaning",
+    "Nobody",
+    "current_grant",
+    "current_login",
+    "current_user_token",
+    "find_grant",
+    "forget_looked_up",
+    "meaning",
+    "meant",
+]
+
+log = logging.getLogger("flask_atm.store")
+
+
+_AS_CONFIGURED: Final = TokenParameters()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Meaning:
+    """What the proxies and sessions mean, where a decorator or ``use_grant`` says so.
+
+    :param provider: where ``provider=`` is left out.
+    :param grant_id: instead of the browser's.
+    :param parameters: what is asked of a token.
+    """
+
+    provider: str | None = None
+    grant_id: str | None = None
+    parameters: TokenParameters = _AS_CONFIGURED
+
+
+_PLAIN: Final = Meaning()
+_meaning: ContextVar[Meaning] = ContextVar("flask_atm_meaning", default=_PLAIN)
+
+
+def meant() -> Meaning:
+    """Give what the proxies mean now."""
+    return _meaning.get()
+
+
+@contextmanager
+def meaning(
+    *,
+    provider: str | None = None,
+    grant_id: str | None = None,
+    parameters: TokenParameters | None = None,
+) -> Iterator[None]:
+    """Give the proxies and sessions another meaning; what is left out stays as it is."""
+    present = _meaning.get()
+    token = _meaning.set(
+        replace(
+            present,
+            provider=provider or present.provider,
+            grant_id=grant_id or present.grant_id,
+            parameters=present.parameters if parameters is None else parameters,
+        )
+    )
+    try:
+        yield
+    finally:
+        _meaning.reset(token)
+
+
+class Nobody:
+    """Who is signed in when nobody is: false, and nothing else can be asked of it."""
+
+    __slots__ = ("_provider", "_reason")
+
+    def __init__(self, provider: str | None, reason: str) -> None:
+        self._provider = provider
+        self._reason = reason
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "<nobody is signed in>"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise self.error()
+
+    def error(self) -> LoginRequired:
+        """Make the error for whoever asks for more."""
+        if self._reason == "anonymous":
+            message = "Sign in to continue."
+        else:
+            message = "Your sign-in has ended. Sign in to continue."
+        return LoginRequired(message, provider=self._provider, reason=self._reason)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurrentGrant:
+    """A grant that was looked up, and the tokens got from it: a token source for its user.
+
+    It needs no context, so a session made in a view may be used in threads of that view.
+    """
+
+    provider: Provider
+    grant_id: str
+    _snapshot: Snapshot
+    _unused: list[Snapshot]
+    _tokens: dict[str, tuple[UserToken, float]]
+
+    @property
+    def login(self) -> Login:
+        """Who is signed in by it."""
+        return self.provider.tokens.login(self.grant_id, self._snapshot)
+
+    def get(
+        self,
+        parameters: TokenParameters,
+        *,
+        rejected: str | None = None,
+        deadline: float | None = None,
+    ) -> UserToken:
+        """See :class:`~flask_atm.protocols.TokenSource`; a token got a moment ago is kept."""
+        tokens, slot = self.provider.tokens, slot_key(parameters)
+        token, until = self._tokens.get(slot, (None, 0.0))
+        wants_another = rejected is not None or parameters.force_renewal
+        if token is not None and not wants_another and tokens.clock() < until:
+            return token
+        token = tokens.get(
+            self.grant_id,
+            parameters,
+            rejected=rejected,
+            deadline=deadline,
+            # What was read for this request is used once: who asks again wants what is new.
+            first=self._unused.pop() if self._unused else None,
+        )
+        self._tokens[slot] = (token, self.good_until(token))
+        return token
+
+    def good_until(self, token: UserToken) -> float:
+        """Give the instant, by the clock, until which a token needs no second look."""
+        tokens = self.provider.tokens
+        return tokens.clock() + tokens.fresh_for(token)
+
+
+def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str | None]:
+    """Say which grant is meant now, without a look at the store.
+
+    :param provider_name: the provider; by default the one that is meant.
+    :returns: the state, the provider, and the grant id or ``None``.
+    :raises LoginRequired: outside a request, and no grant was named.
+    """
+    if not has_app_context():
+        raise _outside()
+    state, present = current_state(), _meaning.get()
+    if present.grant_id is not None:
+        owner = present.grant_id.partition(".")[0]
+        name = provider_name or present.provider or owner
+        return state, state.provider(name), present.grant_id if owner == name else None
+    if not has_request_context():
+        raise _outside()
+    provider = state.provider(provider_name or present.provider)
+    _, grant_id = handles().get(provider.name, (None, None))
+    if grant_id is None and state.hooks.grant_loader is not None:
+        grant_id = state.hooks.grant_loader(provider.name)
+    return state, provider, grant_id
+
+
+def _outside() -> LoginRequired:
+    return LoginRequired(
+        "Nobody is signed in outside a request: name the grant, with atm.use_grant(grant_id) or"
+        " grant_id=…",
+        reason="outside_request",
+    )
+
+
+def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
+    """Look up the grant that is meant now: one read of the store per request."""
+    state, provider, grant_id = find_grant(provider_name)
+    if grant_id is None:
+        return Nobody(provider.name, "anonymous")
+    kept = _kept()
+    found = kept.get(grant_id)
+    if found is None:
+        found = kept[grant_id] = _look_up(state, provider, grant_id)
+    return found
+
+
+def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | Nobody:
+    snapshot = provider.tokens.open(grant_id)
+    if snapshot is None:
+        return Nobody(provider.name, _why_not_there(state, provider.name))
+    return CurrentGrant(
+        provider=provider,
+        grant_id=grant_id,
+        _snapshot=snapshot,
+        _unused=[snapshot],
+        _tokens={},
+    )
+
+
+def _why_not_there(state: State, provider: str) -> str:
+    """Tell a sign-in that has ended from one that lives in another store."""
+    if _meaning.get().grant_id is not None or not has_request_context():
+        return "ended"
+    store_id, grant_id = handles().get(provider, (None, None))
+    if store_id is None or grant_id is None or store_id == state.store_id():
+        return "ended"
+    now = time.monotonic()
+    complaint = state.complaints.get("other_store", -60.0)
+    if now - complaint >= 60.0:
+        state.complaints["other_store"] = now
+        log.error(
+            "a browser has a sign-in from another store than %r: its user has to sign in again."
+            " Either that store was lost, or several hosts have a store each; give all of them the"
+            " same ATM_STORE. grant=%s",
+            state.store,
+            fingerprint(grant_id),
+        )
+    return "other_store"
+
+
+def _kept() -> dict[str, CurrentGrant | Nobody]:
+    """Give what was looked up for this very request."""
+    owner = request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+    kept = g.get("_atm")
+    if kept is None or kept[0] is not owner:
+        kept = g._atm = (owner, {})
+    return cast("dict[str, CurrentGrant | Nobody]", kept[1])
+
+
+def forget_looked_up() -> None:
+    """Look again at the next use."""
+    if has_app_context():
+        g.pop("_atm", None)
+        g.pop("_atm_token", None)
+
+
+def _find_login() -> Login | Nobody:
+    found = current_grant()
+    return found.login if isinstance(found, CurrentGrant) else found
+
+
+# -- the token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """The token that was used last in this request, and what it was used for."""
+
+    owner: object
+    meaning: Meaning
+    handles: object
+    token: UserToken
+    clock: Clock
+    until: float
+
+
+def _find_token() -> UserToken | Nobody:
+    """Give a usable token. Called at every use of the proxy, so its first lines are quick ones."""
+    # Attributes of Flask's proxies cost three times as much as those of what is behind them.
+    if has_request_context():
+        kept = g._get_current_object().get("_atm_token")  # type: ignore[attr-defined]
+        if (
+            kept is not None
+            and kept.owner is request._get_current_object()  # type: ignore[attr-defined]
+            and kept.meaning is _meaning.get()
+            and kept.handles == session._get_current_object().get(SESSION_KEY)  # type: ignore[attr-defined]
+            and kept.clock() < kept.until
+        ):
+            return cast(UserToken, kept.token)
+    return _get_token()
+
+
+def _get_token() -> UserToken | Nobody:
+    found = current_grant()
+    if not isinstance(found, CurrentGrant):
+        return found
+    present = _meaning.get()
+    token = found.get(present.parameters)
+    if has_request_context():
+        g._atm_token = _Kept(
+            owner=request._get_current_object(),  # type: ignore[attr-defined]
+            meaning=present,
+            handles=session.get(SESSION_KEY),
+            token=token,
+            clock=found.provider.tokens.clock,
+            until=found.good_until(token),
+        )
+    return token
+
+
+class _TokenProxy(LocalProxy[UserToken]):
+    """A proxy whose truth value asks for a live grant only: no refresh, no network."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return isinstance(current_grant(), CurrentGrant)
+
+
+current_login = cast(Login, LocalProxy(_find_login))
+current_user_token = cast(UserToken, _TokenProxy(cast(Callable[[], UserToken], _find_token)))

@@ -1,0 +1,351 @@
+"""What one application has: its configuration and everything made from it. Frozen.
+
+Providers and clients are put together at first use, because loaders may know names that the
+configuration does not.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar
+
+from flask import Flask, Response, current_app
+
+from flask_atm import signals
+from flask_atm.config import Config, client_from, provider_from
+from flask_atm.config_keys import ClientConfig, ProviderConfig, Registration
+from flask_atm.connections import Connections
+from flask_atm.errors import ConfigurationError, ProtocolError
+from flask_atm.grants.breaker import Breaker, Refusals
+from flask_atm.grants.client_tokens import ClientTokens
+from flask_atm.grants.engine import Engine
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.record import Grant
+from flask_atm.grants.refresh import Event, Refresher
+from flask_atm.grants.seal import KeyRing
+from flask_atm.grants.single_flight import SingleFlight
+from flask_atm.grants.stores import MemoryStore
+from flask_atm.grants.user_tokens import UserTokens
+from flask_atm.grants.vault import Vault
+from flask_atm.oauth.back_channel import BackChannel
+from flask_atm.oauth.client_auth import BY_METHOD
+from flask_atm.oauth.id_token_checks import IDTokenChecks
+from flask_atm.oauth.metadata import MetadataCache, ServerLocation
+from flask_atm.oauth.token_endpoint import Endpoints, TokenEndpoint
+from flask_atm.protocols import AtomicGrantStore, Clock, Customizer
+from flask_atm.tokens import Login, TokenParameters
+
+__all__ = ["STATE_KEY", "Hooks", "Provider", "State", "current_state"]
+
+log = logging.getLogger("flask_atm")
+
+STATE_KEY: Final = "atm.state"
+_STORE_ID: Final = "store id"
+#: The end of the year 9999: a record that does not end.
+_NEVER: Final = 253402300799.0
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooks:
+    """The callables that the application passed to :class:`~flask_atm.ATM`."""
+
+    customizer: Customizer | None = None
+    on_login: Callable[[Login], Response | None] | None = None
+    provider_loader: Callable[[str], Mapping[str, Any] | None] | None = None
+    client_loader: Callable[[str], Mapping[str, Any] | None] | None = None
+    default_provider: Callable[[], str] | None = None
+    grant_loader: Callable[[str], str | None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provider:
+    """One provider, ready for use.
+
+    :param tokens: the grants of its users.
+    :param client_tokens: the application's own tokens, got with this registration.
+    """
+
+    config: ProviderConfig
+    location: ServerLocation
+    endpoint: TokenEndpoint
+    id_tokens: IDTokenChecks
+    tokens: UserTokens
+    client_tokens: ClientTokens
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
+        return self.config.name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """All that belongs to one application. Thread-safe and fork-safe.
+
+    :param checkpoint: called at the points where tests stop the refresh engine.
+    """
+
+    app: Flask = field(repr=False)
+    config: Config
+    clock: Clock
+    ring: KeyRing
+    store: AtomicGrantStore
+    back_channel: BackChannel
+    metadata: MetadataCache
+    connections: Connections
+    api_connections: dict[str, Connections] = field(default_factory=dict)
+    parameters: EngineParameters
+    hooks: Hooks
+    checkpoint: Callable[[str], None] = lambda point: None
+    #: When something was last said that is not to be said all the time, by ``time.monotonic()``.
+    complaints: dict[str, float] = field(default_factory=dict)
+    _providers: dict[str, Provider] = field(default_factory=dict)
+    _clients: dict[str, ClientTokens] = field(default_factory=dict)
+    _breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
+    _alone: MemoryStore = field(default_factory=MemoryStore)
+
+    # -- names
+
+    def default_provider(self) -> str:
+        """Give the name of the provider that is meant where none is named.
+
+        :raises ConfigurationError: there is none, or several.
+        """
+        hook = self.hooks.default_provider
+        name = self.config.default_provider if hook is None else hook()
+        if name:
+            return name
+        known = ", ".join(sorted(self.config.providers))
+        raise ConfigurationError(
+            f"several providers are configured ({known}): name one, or set ATM_DEFAULT_PROVIDER"
+            if known
+            else "no provider is configured: set ATM_ISSUER and ATM_CLIENT_ID"
+        )
+
+    def provider(self, name: str | None = None) -> Provider:
+        """Give a provider, by default the one that is meant where none is named.
+
+        :raises ConfigurationError: there is no such provider.
+        """
+        name = self.default_provider() if name is None else name
+        known = self._providers.get(name)
+        if known is not None:
+            return known
+        config = self.config.providers.get(name)
+        if config is None:
+            loaded = self._load(self.hooks.provider_loader, name)
+            if loaded is None:
+                raise _unknown("provider", name, self.config.providers, "ATM_PROVIDERS")
+            config = provider_from(name, loaded, self.config)
+        return self._providers.setdefault(name, self._make_provider(config))
+
+    def client(self, name: str) -> ClientTokens:
+        """Give the client-credentials client of this name.
+
+        :raises ConfigurationError: there is no such client.
+        """
+        known = self._clients.get(name)
+        if known is not None:
+            return known
+        config = self.config.clients.get(name)
+        if config is None:
+            loaded = self._load(self.hooks.client_loader, name)
+            if loaded is None:
+                raise _unknown("client", name, self.config.clients, "ATM_CLIENTS")
+            config = client_from(name, loaded, self.config)
+        return self._clients.setdefault(name, self._make_client(config))
+
+    def _load(
+        self, loader: Callable[[str], Mapping[str, Any] | None] | None, name: str
+    ) -> Mapping[str, Any] | None:
+        # What fails is not remembered: the next call asks again.
+        return None if loader is None else loader(name)
+
+    # -- the identity of the store
+
+    def store_id(self) -> str:
+        """Give the random name that was made with the store: tells two stores apart."""
+        while True:
+            stored = self.store.read(_STORE_ID)
+            if stored is not None:
+                return stored.sealed.decode()
+            self.store.create(_STORE_ID, secrets.token_urlsafe(6).encode(), ends_at=_NEVER)
+
+    # -- parts
+
+    def _make_provider(self, config: ProviderConfig) -> Provider:
+        location = _location(config)
+        endpoint = self._endpoint(config, location)
+        id_tokens = IDTokenChecks(
+            metadata=self.metadata,
+            location=location,
+            client_id=config.client_id,
+            algorithms=config.id_token.algorithms,
+            clock_skew=config.id_token.clock_skew,
+            clock=self.clock,
+        )
+        issuer = _issuer(config)
+        vault = self._vault(
+            config.name,
+            lambda grant: grant.issuer == issuer and grant.client_id == config.client_id,
+        )
+        tokens = UserTokens(
+            name=config.name,
+            issuer=issuer,
+            client_id=config.client_id,
+            endpoint=endpoint,
+            id_tokens=id_tokens,
+            engine=self._engine(config.name, config.client_id, issuer, vault),
+            vault=vault,
+            ring=self.ring,
+            clock=self.clock,
+            settings=_settings(config),
+            leeway=self.config.user_token_leeway,
+            lifetime=self.config.grant_lifetime,
+            notify=lambda grant_id, event: self._notify(config.name, grant_id, event),
+        )
+        own = replace(
+            config, scope=config.client_token_scope, resource=config.client_token_resource
+        )
+        return Provider(
+            config=config,
+            location=location,
+            endpoint=endpoint,
+            id_tokens=id_tokens,
+            tokens=tokens,
+            client_tokens=self._client_tokens(f"provider:{config.name}", own, endpoint),
+        )
+
+    def _make_client(self, config: ClientConfig) -> ClientTokens:
+        if config.needs_provider and config.provider is not None:
+            config = config.at(self.provider(config.provider).config)
+        endpoint = self._endpoint(config, _location(config))
+        return self._client_tokens(f"client:{config.name}", config, endpoint)
+
+    def _client_tokens(
+        self, label: str, config: Registration, endpoint: TokenEndpoint
+    ) -> ClientTokens:
+        issuer = _issuer(config)
+        shared = self._vault(label, lambda grant: True)
+        alone = Vault(
+            self._alone,
+            self.ring,
+            provider=label,
+            parameters=self.parameters,
+            is_ours=lambda grant: True,
+        )
+        return ClientTokens(
+            name=label,
+            issuer=issuer,
+            client_id=config.client_id,
+            auth_method=config.client_auth,
+            endpoint=endpoint,
+            engine=self._engine(label, config.client_id, issuer, shared),
+            alone=self._engine(label, config.client_id, issuer, alone),
+            ring=self.ring,
+            clock=self.clock,
+            settings=_settings(config).merge(TokenParameters.of(scope=config.scope or None)),
+            leeway=self.config.client_token_leeway,
+            local_lifetime=self.config.client_token_local_lifetime,
+        )
+
+    def _vault(self, name: str, is_ours: Callable[[Grant], bool]) -> Vault:
+        return Vault(
+            self.store, self.ring, provider=name, parameters=self.parameters, is_ours=is_ours
+        )
+
+    def _engine(self, name: str, client_id: str, issuer: str, vault: Vault) -> Engine:
+        parameters = self.parameters
+        breaker = self._breakers.setdefault((issuer, client_id), Breaker(name, parameters))
+        refusals = Refusals(parameters.slot_pause)
+        refresher = Refresher(
+            vault,
+            parameters=parameters,
+            breaker=breaker,
+            refusals=refusals,
+            place=self._place,
+            checkpoint=self.checkpoint,
+        )
+        return Engine(
+            name=name,
+            vault=vault,
+            refresher=refresher,
+            flights=SingleFlight(),
+            breaker=breaker,
+            refusals=refusals,
+            parameters=parameters,
+        )
+
+    def _place(self, deadline: float) -> AbstractContextManager[bool]:
+        return self.back_channel.place(deadline)
+
+    def _endpoint(self, config: Registration, location: ServerLocation) -> TokenEndpoint:
+        return TokenEndpoint(
+            self.back_channel,
+            name=config.name,
+            client_id=config.client_id,
+            auth=BY_METHOD[config.client_auth](config.client_id, config.client_secret),
+            resolve=lambda: self._endpoints(location),
+            timeout=self.config.token_timeout,
+        )
+
+    def _endpoints(self, location: ServerLocation) -> Endpoints:
+        metadata = self.metadata.get(location)
+        if metadata.token_endpoint is None:
+            raise ProtocolError(
+                f"the metadata of {location.name!r} name no token endpoint: set ATM_TOKEN_ENDPOINT"
+            )
+        return Endpoints(
+            issuer=metadata.issuer,
+            token_endpoint=metadata.token_endpoint,
+            revocation_endpoint=metadata.revocation_endpoint,
+        )
+
+    def breakers(self) -> Mapping[tuple[str, str], Breaker]:
+        """Give what this process remembers of the token endpoints, by issuer and client id."""
+        return self._breakers
+
+    def _notify(self, provider: str, grant_id: str, event: Event) -> None:
+        signal = getattr(signals, event.name)
+        signal.send(self.app, provider=provider, grant_id=grant_id, **event.details)
+
+
+def current_state() -> State:
+    """Give the state of the current application.
+
+    :raises ConfigurationError: the application has no ATM.
+    """
+    state = current_app.extensions.get(STATE_KEY)
+    if not isinstance(state, State):
+        raise ConfigurationError("this application has no ATM: call atm.init_app(app)")
+    return state
+
+
+def _unknown(kind: str, name: str, known: Mapping[str, _T], key: str) -> ConfigurationError:
+    names = ", ".join(sorted(known)) or "none"
+    return ConfigurationError(f"there is no {kind} called {name!r} in {key}; known: {names}")
+
+
+def _location(config: Registration) -> ServerLocation:
+    return ServerLocation(
+        name=config.name,
+        issuer=config.issuer,
+        metadata_url=config.metadata_url,
+        endpoints=config.endpoints,
+    )
+
+
+def _issuer(config: Registration) -> str:
+    return config.issuer or config.token_endpoint or ""
+
+
+def _settings(config: Registration) -> TokenParameters:
+    """Give the parameters that every token request of a registration carries."""
+    return TokenParameters.of(
+        resource=config.resource or None,
+        audience=config.audience,
+        extra=config.token_params,
+    )

@@ -1,0 +1,136 @@
+"""The stores: the contract, and what is special about SQLite."""
+
+import gc
+import sqlite3
+import stat
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+
+from flask_atm.errors import StoreError
+from flask_atm.grants.stores import MemoryStore, SQLiteStore
+from flask_atm.protocols import AtomicGrantStore
+from flask_atm.testing.clock import FakeClock
+from tests.contracts.store_contract import END, START, StoreContract, everywhere
+
+
+class TestMemoryStore(StoreContract):
+    @pytest.fixture
+    def store(self, clock: FakeClock) -> AtomicGrantStore:
+        return MemoryStore(clock=clock)
+
+
+class TestSQLiteStore(StoreContract):
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "grants.sqlite3"
+
+    @pytest.fixture
+    def store(self, path: Path, clock: FakeClock) -> AtomicGrantStore:
+        return SQLiteStore(path, clock=clock, timeout=5)
+
+    def test_files_are_for_the_owner_only(self, store: AtomicGrantStore, path: Path) -> None:
+        store.create("a", b"", ends_at=END)
+        files = sorted(path.parent.glob("grants.sqlite3*"))
+        assert len(files) == 3
+        assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+    def test_it_is_as_durable_as_sqlite_can_be(self, store: AtomicGrantStore, path: Path) -> None:
+        store.create("a", b"", ends_at=END)
+        with sqlite3.connect(path) as connection:
+            assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        connection.close()
+
+    def test_c8_database_is_locked_is_a_store_error_with_its_cure(
+        self, path: Path, clock: FakeClock
+    ) -> None:
+        store = SQLiteStore(path, clock=clock, timeout=0.01)
+        store.create("a", b"", ends_at=END)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match=r"locked.*ATM_STORE.*local disk"):
+            store.begin("a", owner="x", expected_version=1, lease=9, intent=None)
+        assert store.read("a") is not None
+        other.execute("ROLLBACK")
+        other.close()
+        begun = store.begin("a", owner="x", expected_version=1, lease=9, intent=None)
+        assert begun.status == "held"
+
+    def test_c8_a_short_lock_is_waited_for(self, path: Path, clock: FakeClock) -> None:
+        store = SQLiteStore(path, clock=clock, timeout=5)
+        store.create("a", b"", ends_at=END)
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.1, lambda: other.execute("ROLLBACK"))
+        release.start()
+        assert store.update("a", b"", expected_version=1) == "ok"
+        release.join()
+        other.close()
+
+    def test_first_use_by_many_at_once(self, path: Path, clock: FakeClock) -> None:
+        stores = [SQLiteStore(path, clock=clock, timeout=1) for _ in range(16)]
+        made = everywhere(lambda number: stores[number].create(str(number), b"", ends_at=END))
+        assert made == [True] * 16
+
+    def test_a_folder_that_is_not_there_is_a_store_error(self, tmp_path: Path) -> None:
+        store = SQLiteStore(tmp_path / "none" / "grants.sqlite3")
+        with pytest.raises(StoreError, match="a folder that this process may write to"):
+            store.read("a")
+
+    def test_something_else_than_a_database_is_a_store_error(self, path: Path) -> None:
+        path.write_bytes(b"no database" * 1000)
+        with pytest.raises(StoreError, match="ATM_STORE"):
+            SQLiteStore(path).read("a")
+
+    def test_errors_and_crowds_leave_no_connection_open(
+        self, path: Path, clock: FakeClock
+    ) -> None:
+        store = SQLiteStore(path, clock=clock, timeout=0.01)
+        store.create("a", b"", ends_at=END)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(40):
+            with pytest.raises(StoreError):
+                store.update("a", b"", expected_version=1)
+        other.execute("ROLLBACK")
+        other.close()
+        gc.collect()
+        open_now = [
+            link
+            for link in Path("/proc/self/fd").iterdir()
+            if link.is_symlink() and str(path) == _target(link)
+        ]
+        assert len(open_now) <= 2
+
+    def test_a_row_that_is_cut_is_no_record(self, path: Path, clock: FakeClock) -> None:
+        store = SQLiteStore(path, clock=clock)
+        store.create("a", b"sealed", ends_at=END)
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE flask_atm_grants SET sealed = 'text'")
+        connection.close()
+        assert store.read("a") is None
+        assert store.scan("", 10) == []
+        assert not store.create("b", b"", ends_at=START - 1) or store.read("b") is None
+
+    def test_two_prefixes_share_a_file(self, path: Path, clock: FakeClock) -> None:
+        one = SQLiteStore(path, clock=clock)
+        two = SQLiteStore(path, prefix='x"-y', clock=clock) if False else SQLiteStore(
+            path, prefix="x-y", clock=clock
+        )
+        one.create("a", b"1", ends_at=END)
+        two.create("a", b"2", ends_at=END)
+        assert (self.sealed(one), self.sealed(two)) == (b"1", b"2")
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return ""
+
+
+def test_resource_warnings_would_be_seen() -> None:
+    # Python 3.13 warns about connections that nobody closed; warnings are errors here.
+    assert any(one[0] == "error" for one in warnings.filters)

@@ -1,0 +1,170 @@
+"""The main job, end to end: the README's application against a real OpenID provider."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, render_template_string
+from itsdangerous import base64_decode
+
+from flask_atm import ATM, EngineParameters, requires_token
+from flask_atm.testing import FakeClock
+from tests.browser import Browser
+from tests.servers import OIDCServer
+
+SECRET_KEY = "4a5c9d0e6b7f8a1b2c3d4e5f60718293a4b5c6d7e8f90a1b"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def environment(
+    oidc: OIDCServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The environment of the quick start: four keys, and where the API is."""
+    client = oidc.add_client("http://localhost/oidc/callback")
+    values = {
+        "SECRET_KEY": SECRET_KEY,
+        "ATM_ISSUER": oidc.issuer,
+        "ATM_CLIENT_ID": client.client_id,
+        "ATM_CLIENT_SECRET": client.client_secret,
+        "ATM_APIS": json.dumps({"invoices": {"base_url": oidc.api_url}}),
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"FLASK_{name}", str(value))
+    return tmp_path
+
+
+def create_app(folder: Path, clock: FakeClock, engine: EngineParameters | None = None) -> Flask:
+    """The opening example of the README, with a clock."""
+    atm = ATM(clock=clock, engine=engine)
+    invoices = atm.api("invoices")
+
+    app = Flask(__name__, instance_path=str(folder / "instance"))
+    app.config.from_prefixed_env()
+    atm.init_app(app)
+
+    @app.get("/")
+    def index() -> str:
+        return render_template_string(
+            "{% if current_login %}Hello {{ current_login.claims.name }}{% endif %}"
+        )
+
+    @app.get("/invoices")
+    @requires_token
+    def latest() -> Any:
+        return invoices.get("latest").json()
+
+    return app
+
+
+@pytest.fixture
+def app(environment: Path, clock: FakeClock) -> Flask:
+    return create_app(environment, clock)
+
+
+def call(browser: Browser) -> Any:
+    """Call the API as a script of the page does."""
+    return browser.client.get("/invoices", headers={"Accept": "application/json"})
+
+
+def test_the_opening_example_signs_in_and_calls_the_api_for_hours(
+    app: Flask, oidc: OIDCServer, clock: FakeClock
+) -> None:
+    browser = Browser(app, oidc)
+    assert browser.open("/").text == ""
+
+    page = browser.open("/invoices")
+
+    assert page.status_code == 200
+    assert page.json["sub"] == "alice"
+    assert browser.open("/").text == "Hello Alice Example"
+    for _ in range(30):
+        clock.advance(280)
+        oidc.advance(280)
+        answer = call(browser)
+        assert answer.status_code == 200, answer.text
+        assert answer.json["sub"] == "alice"
+    assert oidc.stats()["replays"] == 0
+
+
+def test_an_api_that_refuses_a_token_gets_another_one_once(
+    app: Flask, oidc: OIDCServer, clock: FakeClock
+) -> None:
+    browser = Browser(app, oidc)
+    browser.open("/invoices")
+    clock.advance(5)
+    oidc.reset()
+    oidc.fault("api", status=401, headers={"WWW-Authenticate": 'Bearer error="invalid_token"'})
+
+    assert call(browser).json["sub"] == "alice"
+
+    assert [request["sent_status"] for request in oidc.requests_to("api")] == [401, 200]
+    assert len(oidc.token_requests()) == 1
+
+
+def test_provider_down_with_40_s_left_then_expired_then_back(
+    app: Flask, oidc: OIDCServer, clock: FakeClock
+) -> None:
+    browser = Browser(app, oidc)
+    browser.open("/invoices")
+    clock.advance(260)  # of 300
+    oidc.stop_listening()
+    for _ in range(39):
+        assert call(browser).status_code == 200
+        clock.advance(1)
+    clock.advance(2)
+
+    started = time.monotonic()
+    refused = call(browser)
+
+    assert time.monotonic() - started < 2
+    assert refused.status_code == 503
+    assert 1 <= int(refused.headers["Retry-After"]) <= 300
+    # Nobody was signed out.
+    assert browser.open("/").text == "Hello Alice Example"
+
+    oidc.listen()
+    clock.advance(int(refused.headers["Retry-After"]) + 1)
+    with app.app_context():
+        breaker_pause = max(
+            (entry["paused_for"] for entry in app.extensions["atm"].health()["endpoints"].values()),
+            default=0.0,
+        )
+    assert breaker_pause <= 5.0
+    deadline = time.monotonic() + 20
+    while (answer := call(browser)).status_code == 503 and time.monotonic() < deadline:
+        clock.advance(int(answer.headers["Retry-After"]))
+        time.sleep(0.1)
+    assert answer.status_code == 200
+    assert answer.json["sub"] == "alice"
+
+
+def session_cookie(browser: Browser) -> dict[str, Any]:
+    cookie = browser.client.get_cookie("session")
+    assert cookie is not None
+    value: dict[str, Any] = json.loads(base64_decode(cookie.value.split(".")[0]))
+    return value
+
+
+@pytest.mark.parametrize("padding", [0, 3000])
+def test_the_session_cookie_stays_small_whatever_the_size_of_the_tokens(
+    app: Flask, oidc: OIDCServer, padding: int
+) -> None:
+    oidc.settings(id_token_claims={"padding": "x" * padding})
+    browser = Browser(app, oidc)
+    browser.open("/invoices")
+
+    ours = session_cookie(browser)["_atm"]
+
+    assert list(ours) == ["oidc"]
+    assert len(json.dumps({"_atm": ours}, separators=(",", ":"))) < 110
+    cookie = browser.client.get_cookie("session")
+    assert cookie is not None
+    assert len(cookie.value) < 150 + len(".aAaAaA.") + 27  # Flask's own timestamp and signature
