@@ -1,4 +1,4 @@
-"""The pytest plugin of Flask-ATM: the fixtures of :mod:`flask_atm.testing`.
+"""The pytest plugin of flask-atm: the fixtures of :mod:`flask_atm.testing`.
 
 It lives outside the package, because pytest loads it before coverage is measured: importing it
 must not import ``flask_atm``. The fixtures do, when they are used.

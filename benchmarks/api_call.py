@@ -1,18 +1,18 @@
 """What an ``AuthorizedSession`` costs: a call of an API on loopback, against bare ``requests``.
 
-Run it with ``python -m benchmarks.api_call``. The server is asyncio in another process; all
-contenders take turns in one run, so that the ratios hold where the figures do not. The bare session
-has ``trust_env=False`` and a static header: with the environment, ``requests`` reads all of it at
-each call.
+Run it with ``python -m benchmarks.api_call``. The server is asyncio in another process; each
+contender takes turns with the bare session, so that the ratios hold where the figures do not. The
+bare session has ``trust_env=False`` and a static header: with the environment, ``requests`` reads
+all of it at each call.
 """
 
-import argparse
 import asyncio
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import requests
@@ -23,8 +23,10 @@ from flask_atm.origins import destination
 from flask_atm.token_auth import Authorizer, TokenAuth
 from flask_atm.tokens import AccessToken, TokenParameters
 
-__all__: list[str] = []
+__all__ = ["measure"]
 
+ROOT = Path(__file__).parent.parent
+LIMITS = {"AuthorizedSession, kept": 1.10, "AuthorizedSession, made per call": 1.10}
 ANSWER = (
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
     b'{"hello": "me"}'
@@ -64,17 +66,15 @@ class Source:
         return self._token
 
 
-def contenders(url: str) -> dict[str, Callable[[], object]]:
-    """Give the ways to make one call; the first one is the measure."""
+def contenders(url: str) -> tuple[Callable[[], object], dict[str, Callable[[], object]]]:
+    """Give the measure, and the ways to make one call that are measured by it."""
     source, connections = Source(), Connections()  # the kept one has its own, like every other
     header = {"Authorization": source.get(TokenParameters()).authorization}
-    bare, default, kept = (
-        requests.Session(),
-        requests.Session(),
-        AuthorizedSession(source, url),
-    )
-    bare.trust_env = False
-    bare.headers.update(header)
+    bare, another, default = requests.Session(), requests.Session(), requests.Session()
+    for session in (bare, another):
+        session.trust_env = False
+        session.headers.update(header)
+    kept = AuthorizedSession(source, url)
     foreign = requests.Session()
     foreign.trust_env = False
     foreign.auth = TokenAuth(Authorizer(source=source), destination(url))
@@ -84,9 +84,9 @@ def contenders(url: str) -> dict[str, Callable[[], object]]:
             session.trust_env = False
             return session.get(url + "me", headers=header)
 
-    return {
-        "bare Session, static header": lambda: bare.get(url + "me"),
-        "the same with the environment": lambda: default.get(url + "me", headers=header),
+    return lambda: bare.get(url + "me"), {
+        "another bare Session": lambda: another.get(url + "me"),
+        "a bare one with the environment": lambda: default.get(url + "me", headers=header),
         "a new bare Session per call": fresh,
         "AuthorizedSession, kept": lambda: kept.get("me"),
         "AuthorizedSession, made per call": lambda: AuthorizedSession(
@@ -96,43 +96,42 @@ def contenders(url: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Give the median of each in microseconds.
-
-    They take turns, so that all meet the same weather, in a new order each time: who comes after
-    the one that closes its connection would pay for it.
-    """
-    taken: dict[str, list[int]] = {name: [] for name in calls}
-    order = list(calls)
+def _in_turns(
+    bare: Callable[[], object], call: Callable[[], object], rounds: int
+) -> tuple[float, float]:
+    """Give the medians of both in microseconds; they take turns, in a new order each time."""
+    taken: dict[Callable[[], object], list[int]] = {bare: [], call: []}
+    order = list(taken)
     for _ in range(rounds):
         random.shuffle(order)
-        for name in order:
+        for one in order:
             begun = time.perf_counter_ns()
-            calls[name]()
-            taken[name].append(time.perf_counter_ns() - begun)
-    return {name: median(times[rounds // 10 :]) / 1000 for name, times in taken.items()}
+            one()
+            taken[one].append(time.perf_counter_ns() - begun)
+    first, second = (median(times[rounds // 10 :]) / 1000 for times in taken.values())
+    return first, second
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3000)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        asyncio.run(serve())
-        return
+def measure(rounds: int = 3000) -> list[tuple[str, float, float]]:
+    """Give ``(what, ratio, limit)``."""
+    ratios = {}
     command = [sys.executable, "-m", "benchmarks.api_call", "--serve"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as server:
         try:
             assert server.stdout is not None
-            url = f"http://127.0.0.1:{int(server.stdout.readline())}/"
-            results = measure(contenders(url), options.rounds)
+            bare, calls = contenders(f"http://127.0.0.1:{int(server.stdout.readline())}/")
+            for name, call in calls.items():
+                first, second = _in_turns(bare, call, rounds)
+                ratios[name] = second / first
+                print(f"  {name:32} {second:5.0f} us, bare {first:5.0f} us: {ratios[name]:5.2f}")
         finally:
             server.terminate()
-    first = next(iter(results.values()))
-    for name, microseconds in results.items():
-        print(f"{name:34} {microseconds:7.0f} us  {microseconds / first:5.2f}")
+    return [(f"{name} / bare", ratios[name], limit) for name, limit in LIMITS.items()]
 
 
 if __name__ == "__main__":
-    main()
+    if "--serve" in sys.argv:
+        asyncio.run(serve())
+    else:
+        for what, ratio, limit in measure():
+            print(f"{what}: {ratio:.2f} (limit {limit})")

@@ -25,13 +25,13 @@ def measure() -> list[tuple[str, float, float]]:
         key = record_key(grant_id)
         path = Path(state.config.store.removeprefix("sqlite:///"))
         connection = sqlite3.connect(path)
+        vault = state.provider().tokens.vault
 
         def least() -> None:
             select = "SELECT sealed, sealed_version FROM flask_atm_grants WHERE key = ?"
             sealed, version = connection.execute(select, (key,)).fetchone()
-            json.loads(
-                state.ring.open(sealed, purpose="grant", record=key, bound=f"oidc\0{version}")
-            )
+            bound = vault._bound(version)
+            json.loads(state.ring.open(sealed, purpose="grant", record=key, bound=bound))
 
         def first() -> None:
             forget_looked_up()

@@ -6,6 +6,7 @@ process; the bare request goes over the same back channel, with a fresh connecti
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -37,12 +38,8 @@ class TokenEndpoint(asyncio.Protocol):
         head, found, body = self._read.partition(b"\r\n\r\n")
         if not found or not isinstance(self._transport, asyncio.Transport):
             return
-        length = next(
-            int(line.split(b":")[1])
-            for line in head.lower().split(b"\r\n")
-            if line.startswith(b"content-length")
-        )
-        if len(body) >= length:
+        length = re.search(rb"content-length: *(\d+)", head.lower())
+        if length and len(body) >= int(length[1]):
             self._transport.write(ANSWER)
             self._transport.close()
 
@@ -72,7 +69,7 @@ def measure() -> list[tuple[str, float, float]]:
     )
     assert process.stdout is not None
     url = f"http://127.0.0.1:{process.stdout.readline().strip()}/token"
-    endpoints = {"ATM_TOKEN_ENDPOINT": url, "ATM_JWKS_URI": url, "ATM_AUTHORIZATION_ENDPOINT": url}
+    endpoints = {"ATM_TOKEN_ENDPOINT": url, "ATM_AUTHORIZATION_ENDPOINT": url}
     endpoints |= {"ATM_ISSUER": None, "ATM_SIGN_IN": False, "ATM_SCOPE": "read"}  # type: ignore[dict-item]
     try:
         with signed_in(**endpoints) as (_, state, grant_id):

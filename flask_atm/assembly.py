@@ -58,6 +58,7 @@ def make_state(
         parameters=engine or EngineParameters(timeout=config.token_timeout),
         hooks=hooks,
         checkpoint=checkpoint,
+        _alone=MemoryStore(clock=clock),
     )
 
 

@@ -6,12 +6,12 @@ from typing import Any, Final
 
 from flask import request
 
-from flask_atm.errors import ConfigurationError, LoginFailed
+from flask_atm.errors import ConfigurationError, LoginFailed, ProtocolError
 from flask_atm.oauth.metadata import ServerMetadata
 from flask_atm.state import Provider
 from flask_atm.tokens import Secret, parse_scope
 
-__all__ = ["Received", "asked_scope", "check_pkce", "max_age_of", "parameters", "received"]
+__all__ = ["Received", "asked_scope", "check_server", "max_age_of", "parameters", "received"]
 
 #: Set by flask-atm itself, one for every sign-in.
 _RESERVED: Final = frozenset(
@@ -78,8 +78,17 @@ def max_age_of(asked: Mapping[str, str | list[str]]) -> int | None:
     return int(value)
 
 
-def check_pkce(provider: Provider, metadata: ServerMetadata) -> None:
-    """Raise :exc:`~flask_atm.ConfigurationError` where the server says it cannot do S256."""
+def check_server(provider: Provider, metadata: ServerMetadata) -> None:
+    """Check that a server can be signed in at.
+
+    :raises ConfigurationError: it says that it cannot do PKCE with S256.
+    :raises ProtocolError: it does not say where.
+    """
+    if metadata.authorization_endpoint is None:
+        raise ProtocolError(
+            f"the metadata of {provider.name!r} name no authorization endpoint: set"
+            " ATM_AUTHORIZATION_ENDPOINT"
+        )
     methods = metadata.code_challenge_methods_supported
     if methods is not None and "S256" not in methods:
         raise ConfigurationError(

@@ -1,9 +1,7 @@
 """A ``requests.Session`` whose every request carries a valid token to the right place."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from time import monotonic
 from typing import Any, Final, Never, Self
 
 import requests
@@ -15,6 +13,7 @@ from requests.utils import default_headers
 
 from flask_atm.connections import Connections
 from flask_atm.errors import OriginNotAllowed
+from flask_atm.exchanges import TimeLeft
 from flask_atm.oauth.attempts import Budget
 from flask_atm.origins import destination
 from flask_atm.protocols import Customizer, TokenSource
@@ -26,7 +25,7 @@ __all__ = ["AuthorizedSession"]
 _NO_PARAMETERS: Final = TokenParameters()
 _RENEWING: Final = Budget()
 _NOT_RENEWING: Final = Budget(renewals=0)
-_DEFAULT_HEADERS: Final = default_headers()
+_DEFAULT_HEADERS: Final[Any] = default_headers()
 _CURES: Final = {
     "authorization": "the session puts the token on by itself: leave it out, or use with_token(…)",
     "dpop": "the session makes the proof by itself: leave it out",
@@ -84,13 +83,13 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
     :raises OriginNotAllowed: for plain http to another host.
     """
 
-    auth = None
-    cert = None
+    auth: Any = None
+    cert: Any = None
     cookies = _NO_COOKIES
     max_redirects = DEFAULT_REDIRECT_LIMIT
     stream = False
     trust_env = False
-    verify = True
+    verify: bool | str | None = True
 
     def __init__(
         self,
@@ -180,7 +179,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         try:
             prepared = super().prepare_request(request)
         except requests.exceptions.InvalidURL:
-            raise OriginNotAllowed(f"{given!r} is no URL of an allowed origin.") from None
+            raise OriginNotAllowed("The URL has no valid host: nothing was sent.") from None
         finally:
             request.url = given
         self._destination.check(prepared.url or "", inside=relative)
@@ -213,7 +212,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         """
         follow = options.pop("allow_redirects", True)
         call = Call(self._authorizer, self._budget)
-        time = _Time(options.pop("timeout", None), self._timeout)
+        time = TimeLeft(self._timeout, options.pop("timeout", None))
         response = self._answer(request, call, time, options)
         history: list[requests.Response] = []
         while follow and response.next is not None:
@@ -221,13 +220,18 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
                 raise requests.TooManyRedirects(
                     f"Exceeded {self.max_redirects} redirects.", response=response
                 )
+            if not Body(response.next.body).repeatable:
+                raise requests.exceptions.UnrewindableBodyError(
+                    "The API redirects a request whose body cannot be sent twice: send a file or"
+                    " bytes, or send it to the right URL."
+                )
             history.append(response)
             response = self._answer(response.next, call, time, options)
             response.history = history[:]
         return response
 
     def _answer(
-        self, request: requests.PreparedRequest, call: Call, time: "_Time", options: dict[str, Any]
+        self, request: requests.PreparedRequest, call: Call, time: TimeLeft, options: dict[str, Any]
     ) -> requests.Response:
         """Send one request, and once more if its token was refused."""
         origin = self._destination.check(request.url or "")
@@ -240,7 +244,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         try:
             call.authorize(request)
             response = self._exchange(request, time, settings)
-            while time.left > 0 and call.renewed(response, request, body):
+            while time.seconds > 0 and call.renewed(response, request, body):
                 call.authorize(request)
                 response = self._exchange(request, time, settings)
         finally:
@@ -264,9 +268,9 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         return {**options, "proxies": proxies, "verify": verify}
 
     def _exchange(
-        self, request: requests.PreparedRequest, time: "_Time", settings: dict[str, Any]
+        self, request: requests.PreparedRequest, time: TimeLeft, settings: dict[str, Any]
     ) -> requests.Response:
-        with time, self._connections.exchange(time.left):
+        with time, self._connections.exchange(time.seconds):
             return super().send(request, allow_redirects=False, timeout=time.limits(), **settings)
 
     def rebuild_auth(
@@ -275,37 +279,6 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         """Take off what the redirected request has of the one before: a new token follows."""
         for name in _CURES:
             prepared_request.headers.pop(name, None)
-
-
-class _Time:
-    """The seconds that the API has for one call; getting a token does not use them up.
-
-    A context: what passes in it is used up.
-
-    :param timeout: the caller's: seconds in total, or how long connecting and each read may take
-        within the session's total.
-    :param total: the session's.
-    """
-
-    __slots__ = ("_begun", "_connect", "_read", "left")
-
-    def __init__(self, timeout: float | tuple[float | None, float | None] | None, total: float):
-        self._connect = self._read = math.inf
-        self.left: float = total
-        if isinstance(timeout, tuple):
-            self._connect, self._read = (math.inf if part is None else part for part in timeout)
-        elif timeout is not None:
-            self.left = timeout
-
-    def limits(self) -> tuple[float, float]:
-        """Give the time-outs for connecting and for a read."""
-        return min(self._connect, self.left), min(self._read, self.left)
-
-    def __enter__(self) -> None:
-        self._begun = monotonic()
-
-    def __exit__(self, *error: object) -> None:
-        self.left -= monotonic() - self._begun
 
 
 def _refuse_own_headers(request: requests.PreparedRequest, *, but: type | None = None) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATMError",
+    "BrowserError",
     "ConfigurationError",
     "InsufficientScope",
     "InvalidTokenResponse",
@@ -59,7 +60,7 @@ class ConfigurationError(ATMError):
         super().__init__("\n".join(self.problems))
 
 
-class _BrowserError(ATMError, HTTPException):
+class BrowserError(ATMError, HTTPException):
     """An error that answers a browser by itself, whatever ``response`` it carries."""
 
     def get_response(self, environ: Any = None, scope: Any = None) -> WebResponse:
@@ -69,7 +70,7 @@ class _BrowserError(ATMError, HTTPException):
         )
 
 
-class LoginRequired(_BrowserError, Unauthorized):
+class LoginRequired(BrowserError, Unauthorized):
     """Nobody is signed in, or the sign-in has ended: send the user to sign in.
 
     :param provider: the name of the provider to sign in at, if it is known.
@@ -113,10 +114,10 @@ class StepUpRequired(LoginRequired):
         super().__init__(message, provider=provider, reason=reason)
         self.acr_values = acr_values
         self.max_age = max_age
-        self.response = response  # type: ignore[assignment]
+        self.response: requests.Response | None = response  # type: ignore[assignment]
 
 
-class LoginFailed(_BrowserError, BadRequest):
+class LoginFailed(BrowserError, BadRequest):
     """The authorization response was an error or did not match: show it, do not redirect.
 
     :param error: the error code of RFC 6749, section 4.1.2.1, or a word of ours.
@@ -140,7 +141,7 @@ class LoginFailed(_BrowserError, BadRequest):
         self.provider = provider
 
 
-class InsufficientScope(_BrowserError, Forbidden):
+class InsufficientScope(BrowserError, Forbidden):
     """The token lacks a scope (RFC 6750, section 3.1): ask for it at the next sign-in.
 
     :param scope: the scopes that are missing, separated by spaces, where they are known.
@@ -156,10 +157,10 @@ class InsufficientScope(_BrowserError, Forbidden):
     ) -> None:
         super().__init__(message)
         self.scope = scope
-        self.response = response  # type: ignore[assignment]
+        self.response: requests.Response | None = response  # type: ignore[assignment]
 
 
-class ServerUnavailable(_BrowserError, ServiceUnavailable):
+class ServerUnavailable(BrowserError, ServiceUnavailable):
     """The authorization server gave no usable answer (none, 3xx, 5xx, 429): try later.
 
     The sign-in is kept. Flask answers 503 with ``Retry-After``.

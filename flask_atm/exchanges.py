@@ -6,7 +6,6 @@ a call for as long as it likes. Here one thread cuts the connections of exchange
 
 import math
 import socket
-import threading
 from contextlib import suppress
 from contextvars import ContextVar
 from time import monotonic
@@ -17,7 +16,9 @@ import requests
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-__all__ = ["Exchange", "Watchdog", "watch_pools"]
+from flask_atm.oauth.watchdog import Watchdog
+
+__all__ = ["Exchange", "TimeLeft", "watch_pools"]
 
 
 class Exchange:
@@ -26,13 +27,14 @@ class Exchange:
     :raises requests.ReadTimeout: at that moment, from the context.
     """
 
-    __slots__ = ("_token", "_watchdog", "connection", "deadline", "expired")
+    __slots__ = ("_connection", "_sock", "_token", "_watchdog", "deadline", "expired")
 
-    def __init__(self, watchdog: "Watchdog", deadline: float) -> None:
+    def __init__(self, watchdog: Watchdog, deadline: float) -> None:
         self._watchdog = watchdog
         self.deadline = deadline
         self.expired = False
-        self.connection: _HTTPConnection | _HTTPSConnection | None = None
+        self._connection: _HTTPConnection | _HTTPSConnection | None = None
+        self._sock: Any = None
 
     def __enter__(self) -> "Exchange":
         self._watchdog.begin(self)
@@ -53,7 +55,12 @@ class Exchange:
 
     def hold(self, connection: "_HTTPConnection | _HTTPSConnection") -> None:
         """Note the connection that carries this exchange from now on."""
-        self._watchdog.hold(self, connection)
+        with self._watchdog.changed:
+            self.left()
+            self._connection = connection
+            # urllib3 lets go of it before the end of a body that ends with the connection.
+            self._sock = getattr(connection.sock, "socket", connection.sock)  # TLS within TLS
+            connection.exchange = self
 
     def left(self) -> float:
         """Give the seconds that are left.
@@ -67,17 +74,21 @@ class Exchange:
         return seconds
 
     def cut(self) -> None:
-        """End it: the thread that waits for the API sees the end of the stream."""
+        """End it: the thread that waits for the API sees the end of the stream.
+
+        Called with the watchdog's lock held.
+        """
         self.expired = True
-        connection = self.connection
-        if connection is None or connection.exchange is not self:
-            return
-        sock: Any = getattr(connection.sock, "socket", connection.sock)  # TLS in TLS has an inner
-        if isinstance(sock, socket.socket):
+        connection = self._connection
+        if connection is None or (
+            connection.sock is self._sock and connection.exchange is not self
+        ):
+            return  # it went back to the pool and out again: it carries another exchange
+        if isinstance(self._sock, socket.socket):
             with suppress(OSError):
                 # Not SSLSocket.shutdown: that first makes it a plain one under the other thread,
                 # which would then write in clear.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
 
 class _DeadlinePassed(Exception):
@@ -85,50 +96,6 @@ class _DeadlinePassed(Exception):
 
 
 _CURRENT: Final[ContextVar[Exchange | None]] = ContextVar("flask_atm.exchange", default=None)
-
-
-class Watchdog:
-    """The thread that cuts exchanges at their deadline; it ends when there are none."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._exchanges: set[Exchange] = set()
-        self._wakes_at = math.inf
-
-    def begin(self, exchange: Exchange) -> None:
-        with self._changed:
-            self._exchanges.add(exchange)
-            if exchange.deadline < self._wakes_at:
-                asleep = self._wakes_at < math.inf
-                self._wakes_at = exchange.deadline
-                if asleep:
-                    self._changed.notify()
-                else:
-                    threading.Thread(target=self._run, name="flask-atm-apis", daemon=True).start()
-
-    def end(self, exchange: Exchange) -> None:
-        with self._changed:
-            self._exchanges.discard(exchange)
-
-    def hold(self, exchange: Exchange, connection: "_HTTPConnection | _HTTPSConnection") -> None:
-        # Under the lock: a connection that went back to the pool and out again is never cut for
-        # the exchange that had it before.
-        with self._changed:
-            exchange.left()
-            exchange.connection = connection
-            connection.exchange = exchange
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                now = monotonic()
-                for exchange in [e for e in self._exchanges if e.deadline <= now]:
-                    self._exchanges.discard(exchange)
-                    exchange.cut()
-                self._wakes_at = min((e.deadline for e in self._exchanges), default=math.inf)
-                if self._wakes_at == math.inf:
-                    return
-                self._changed.wait(self._wakes_at - now)
 
 
 class _HTTPConnection(HTTPConnection):
@@ -141,6 +108,8 @@ class _HTTPConnection(HTTPConnection):
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if exchange := _CURRENT.get():
+            if self.sock is None:
+                self.connect()  # not with the header in hand, which tracebacks would show
             exchange.hold(self)
         super().request(*args, **kwargs)
 
@@ -155,6 +124,8 @@ class _HTTPSConnection(HTTPSConnection):
 
     def request(self, *args: Any, **kwargs: Any) -> None:
         if exchange := _CURRENT.get():
+            if self.sock is None:
+                self.connect()  # not with the header in hand, which tracebacks would show
             exchange.hold(self)
         super().request(*args, **kwargs)
 
@@ -177,3 +148,36 @@ def watch_pools(manager: Any) -> None:
     # Pools of one's own, and those of SOCKS proxies, are left alone.
     pools = manager.pool_classes_by_scheme
     manager.pool_classes_by_scheme = {name: _POOLS.get(pool, pool) for name, pool in pools.items()}
+
+
+class TimeLeft:
+    """The seconds that an API has for one call; getting a token does not use them up.
+
+    A context: what passes in it is used up.
+
+    :param total: the session's.
+    :param timeout: the caller's: another total, or how long connecting and each read may take
+        within the session's.
+    """
+
+    __slots__ = ("_begun", "_connect", "_read", "seconds")
+
+    def __init__(
+        self, total: float, timeout: float | tuple[float | None, float | None] | None
+    ) -> None:
+        self._connect = self._read = math.inf
+        self.seconds: float = total
+        if isinstance(timeout, tuple):
+            self._connect, self._read = (math.inf if part is None else part for part in timeout)
+        elif timeout is not None:
+            self.seconds = timeout
+
+    def limits(self) -> tuple[float, float]:
+        """Give the time-outs for connecting and for a read."""
+        return min(self._connect, self.seconds), min(self._read, self.seconds)
+
+    def __enter__(self) -> None:
+        self._begun = monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds -= monotonic() - self._begun

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import requests
 from flask import Flask, Response, current_app, has_request_context, request
@@ -111,16 +111,19 @@ class ATM:
         app.jinja_env.globals["current_user_token"] = current_user_token
         views.register_error_handlers(app)
         if state.config.routes and (state.config.providers or self._hooks.provider_loader):
-            blueprint = views.make_blueprint(state.config)
-            app.register_blueprint(blueprint)
-            csrf = app.extensions.get("csrf")
-            if csrf is not None:
-                # Logout checks by itself where a request comes from; the callback has its state.
-                csrf.exempt(blueprint)
+            app.register_blueprint(views.make_blueprint(state.config))
 
     # -- APIs
 
-    def api(self, name: str, session_class: type[S] = AuthorizedSession) -> S:  # type: ignore[assignment]
+    @overload
+    def api(self, name: str) -> AuthorizedSession: ...
+
+    @overload
+    def api(self, name: str, session_class: type[S]) -> S: ...
+
+    def api(
+        self, name: str, session_class: type[AuthorizedSession] = AuthorizedSession
+    ) -> AuthorizedSession:
         """Give the session of an API in ``ATM_APIS``; it may be made at module level.
 
         :param session_class: a subclass of :class:`~flask_atm.AuthorizedSession`.

@@ -18,7 +18,6 @@ from werkzeug.local import LocalProxy
 from flask_atm.browser_session import SESSION_KEY, handles
 from flask_atm.errors import LoginRequired
 from flask_atm.grants.record import Snapshot, slot_key
-from flask_atm.protocols import Clock
 from flask_atm.state import Provider, State, current_state
 from flask_atm.tokens import Login, TokenParameters, UserToken, fingerprint
 
@@ -140,11 +139,12 @@ class CurrentGrant:
         deadline: float | None = None,
     ) -> UserToken:
         """See :class:`~flask_atm.protocols.TokenSource`; a token got a moment ago is kept."""
-        tokens, slot = self.provider.tokens, slot_key(parameters)
-        token, until = self._tokens.get(slot, (None, 0.0))
-        wants_another = rejected is not None or parameters.force_renewal
-        if token is not None and not wants_another and tokens.clock() < until:
-            return token
+        slot = slot_key(parameters)
+        if rejected is None and not parameters.force_renewal:
+            kept = self.fresh(slot)
+            if kept is not None:
+                return kept
+        tokens = self.provider.tokens
         token = tokens.get(
             self.grant_id,
             parameters,
@@ -153,13 +153,13 @@ class CurrentGrant:
             # What was read for this request is used once: who asks again wants what is new.
             first=self._unused.pop() if self._unused else None,
         )
-        self._tokens[slot] = (token, self.good_until(token))
+        self._tokens[slot] = (token, tokens.clock() + tokens.fresh_for(token))
         return token
 
-    def good_until(self, token: UserToken) -> float:
-        """Give the instant, by the clock, until which a token needs no second look."""
-        tokens = self.provider.tokens
-        return tokens.clock() + tokens.fresh_for(token)
+    def fresh(self, slot: str) -> UserToken | None:
+        """Give a token that was got a moment ago and needs no second look yet."""
+        token, until = self._tokens.get(slot, (None, 0.0))
+        return token if token is not None and self.provider.tokens.clock() < until else None
 
 
 def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str | None]:
@@ -264,30 +264,30 @@ def _find_login() -> Login | Nobody:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Kept:
-    """The token that was used last in this request, and what it was used for."""
+class _Used:
+    """Whose token was used last in this request."""
 
     owner: object
     meaning: Meaning
     handles: object
-    token: UserToken
-    clock: Clock
-    until: float
+    found: CurrentGrant
+    slot: str
 
 
 def _find_token() -> UserToken | Nobody:
     """Give a usable token. Called at every use of the proxy, so its first lines are quick ones."""
     # Attributes of Flask's proxies cost three times as much as those of what is behind them.
     if has_request_context():
-        kept = g._get_current_object().get("_atm_token")  # type: ignore[attr-defined]
+        used = g._get_current_object().get("_atm_token")
         if (
-            kept is not None
-            and kept.owner is request._get_current_object()  # type: ignore[attr-defined]
-            and kept.meaning is _meaning.get()
-            and kept.handles == session._get_current_object().get(SESSION_KEY)  # type: ignore[attr-defined]
-            and kept.clock() < kept.until
+            used is not None
+            and used.owner is request._get_current_object()  # type: ignore[attr-defined]
+            and used.meaning is _meaning.get()
+            and used.handles == session._get_current_object().get(SESSION_KEY)  # type: ignore[attr-defined]
         ):
-            return cast(UserToken, kept.token)
+            token = used.found.fresh(used.slot)
+            if token is not None:
+                return cast(UserToken, token)
     return _get_token()
 
 
@@ -298,13 +298,12 @@ def _get_token() -> UserToken | Nobody:
     present = _meaning.get()
     token = found.get(present.parameters)
     if has_request_context():
-        g._atm_token = _Kept(
+        g._atm_token = _Used(
             owner=request._get_current_object(),  # type: ignore[attr-defined]
             meaning=present,
             handles=session.get(SESSION_KEY),
-            token=token,
-            clock=found.provider.tokens.clock,
-            until=found.good_until(token),
+            found=found,
+            slot=slot_key(present.parameters),
         )
     return token
 

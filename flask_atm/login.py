@@ -21,7 +21,7 @@ from flask_atm.accept import ANSWERS, accept, check_issuer, matching, report
 from flask_atm.authorization import (
     Received,
     asked_scope,
-    check_pkce,
+    check_server,
     max_age_of,
     parameters,
     received,
@@ -38,7 +38,6 @@ from flask_atm.errors import (
     ConfigurationError,
     LoginFailed,
     LoginRequired,
-    ProtocolError,
     StepUpRequired,
     StoreError,
 )
@@ -97,12 +96,7 @@ def _send_away(
 ) -> Response:
     state = current_state()
     metadata = state.metadata.get(provider.location)
-    check_pkce(provider, metadata)
-    if metadata.authorization_endpoint is None:
-        raise ProtocolError(
-            f"the metadata of {provider.name!r} name no authorization endpoint: set"
-            " ATM_AUTHORIZATION_ENDPOINT"
-        )
+    check_server(provider, metadata)
     redirect_uri, rest = _redirect_uri(state, provider, given)
     asked = parameters(provider, metadata, rest)
     scope = str(asked["scope"])

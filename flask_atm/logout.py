@@ -131,16 +131,16 @@ def logged_out() -> Response:
     state = current_state()
     for secure in (True, False):
         name = cookie_name(_COOKIE, secure=secure)
-        found = open_cookie(state, name, record=request.args.get("state", ""))
-        if isinstance(found, dict):
-            return _after_provider(state, name, found)
+        match open_cookie(state, name, record=request.args.get("state", "")):
+            case {"provider": str(), "keys": list(), "next": str() | None} as found:
+                return _after_provider(state, name, found)
     return redirect_to(after_logout())
 
 
 def _after_provider(state: State, cookie: str, found: Mapping[str, Any]) -> Response:
     provider = known_provider(state, found["provider"])
     if provider is not None:
-        drain_soon(provider, due=found["keys"])
+        drain_soon(provider, due=[str(key) for key in found["keys"]])
     response = redirect_to(local_path(found["next"]) or after_logout())
     drop_cookie(response, cookie, path=request.script_root + request.path)
     return response

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from flask import Flask, Response, current_app, json, render_template, request, url_for
 from jinja2 import ChoiceLoader, FileSystemLoader
-from werkzeug.exceptions import default_exceptions
 from werkzeug.routing import BuildError
 
 from flask_atm.destinations import CannotReturn, referring_path, requested_path
 from flask_atm.errors import (
     ATMError,
+    BrowserError,
     InsufficientScope,
     LoginFailed,
     LoginRequired,
@@ -49,27 +49,32 @@ _STEP_UP_LOOP: Final = (
 
 
 def register_error_handlers(app: Flask) -> None:
-    """Let an application answer our errors, those excepted that it has handlers for already."""
+    """Let an application answer our errors, unless it has handlers of its own for them.
+
+    Ours are registered for classes without a status code, so that Flask asks first whoever is
+    nearer: handlers of a status code, and those of a blueprint, catch-all ones too.
+    """
     handlers: dict[type[Exception], Callable[[Any], Response]] = {
-        LoginRequired: login_required_response,
-        InsufficientScope: _insufficient_scope,
-        LoginFailed: _login_failed,
-        ServerUnavailable: _server_unavailable,
+        BrowserError: _browser_error,
         StoreError: _store_error,
         ProtocolError: _protocol_error,
         CannotReturn: _cannot_return,
     }
+    known = app.error_handler_spec[None].get(None, {})
     for kind, handler in handlers.items():
-        if not _has_handler(app, kind):
+        if kind not in known and ATMError not in known:
             app.register_error_handler(kind, handler)
 
 
-def _has_handler(app: Flask, kind: type[Exception]) -> bool:
-    """Look for a handler of this error, or of its status code."""
-    code = getattr(kind, "code", None)
-    known = app.error_handler_spec[None].get(code, {})
-    by_code = default_exceptions.get(code) if code else None
-    return any(one is kind or one is by_code for one in known)
+def _browser_error(error: ATMError) -> Response:
+    """Answer an error that is an HTTP exception too."""
+    answers: dict[type[Exception], Callable[[Any], Response]] = {
+        LoginRequired: login_required_response,
+        InsufficientScope: _insufficient_scope,
+        LoginFailed: _login_failed,
+        ServerUnavailable: _server_unavailable,
+    }
+    return next(answer(error) for kind, answer in answers.items() if isinstance(error, kind))
 
 
 def login_required_response(error: LoginRequired) -> Response:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, after_this_request
 
+from flask_atm.destinations import local_path
 from flask_atm.recent import recent, remember_recent
 from flask_atm.sealed_cookies import cookie_name, drop_cookie, open_cookie, seal_cookie
 from flask_atm.state import State
@@ -23,6 +24,8 @@ __all__ = ["LIFETIME", "Pending", "find_pending", "put_pending"]
 
 #: Seconds that a user has to sign in at the provider.
 LIFETIME: Final = 600
+#: Seconds that the clocks of two hosts may differ.
+_SLACK: Final = 60
 _STATE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -62,28 +65,31 @@ class Pending:
             "t": self.next_path,
             "s": self.scope,
             "m": self.max_age,
-            "a": self.acr_values,
-            "u": self.step_up,
-            "l": self.automatic,
+            "a": self.acr_values or None,
+            "u": self.step_up or None,
+            "l": self.automatic or None,
         }
-        return {name: value for name, value in members.items() if value not in (None, (), False)}
+        return {name: value for name, value in members.items() if value is not None}
 
     @classmethod
-    def from_json(cls, members: Mapping[str, Any]) -> Self:
-        """Read the members that were sealed."""
-        return cls(
-            provider=members["p"],
-            nonce=Secret(members["n"]),
-            verifier=Secret(members["v"]),
-            redirect_uri=members["r"],
-            issued_at=members["i"],
-            next_path=members.get("t"),
-            scope=members.get("s"),
-            max_age=members.get("m"),
-            acr_values=tuple(members.get("a", ())),
-            step_up=members.get("u", False),
-            automatic=members.get("l", False),
-        )
+    def from_json(cls, members: Mapping[str, Any]) -> Self | None:
+        """Read the members that were sealed; ``None``: another version has sealed them."""
+        try:
+            return cls(
+                provider=str(members["p"]),
+                nonce=Secret(str(members["n"])),
+                verifier=Secret(str(members["v"])),
+                redirect_uri=str(members["r"]),
+                issued_at=float(members["i"]),
+                next_path=local_path(str(members.get("t", ""))),
+                scope=str(members["s"]) if "s" in members else None,
+                max_age=int(members["m"]) if "m" in members else None,
+                acr_values=tuple(map(str, members.get("a", ()))),
+                step_up=bool(members.get("u")),
+                automatic=bool(members.get("l")),
+            )
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            return None
 
 
 def put_pending(state: State, login_state: Secret, pending: Pending) -> None:
@@ -117,13 +123,13 @@ def find_pending(state: State, login_state: Secret) -> Pending | None:
     if not _STATE.fullmatch(login_state.reveal()):
         return None
     for secure in (True, False):
-        members = open_cookie(state, _name(login_state, secure=secure), record=login_state.reveal())
-        if isinstance(members, dict):
-            pending = Pending.from_json(members)
-            # What is for https counts only under the name that http pages cannot set.
-            right_name = pending.redirect_uri.startswith("https:") == secure
+        name = _name(login_state, secure=secure)
+        members = open_cookie(state, name, record=login_state.reveal())
+        pending = Pending.from_json(members) if members else None
+        # What is for https counts only under the name that http pages cannot set.
+        if pending is not None and pending.redirect_uri.startswith("https:") == secure:
             age = state.clock() - pending.issued_at
-            return pending if right_name and -60 <= age <= LIFETIME else None
+            return pending if -_SLACK <= age <= LIFETIME else None
     return None
 
 

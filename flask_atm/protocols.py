@@ -13,7 +13,9 @@ __all__ = [
     "AtomicGrantStore",
     "ClientAuth",
     "Clock",
+    "Customizer",
     "RequestContext",
+    "Settings",
     "TokenSource",
 ]
 
@@ -155,8 +157,19 @@ class AtomicGrantStore(Protocol):
         """Free the lease without a result; ``pause`` seconds until the next attempt."""
         ...
 
-    def delete(self, key: str, *, keep: bytes | None = None, index: Sequence[str] = ()) -> bool:
-        """Remove a record; with ``keep`` leave a tombstone with these bytes until its end."""
+    def delete(
+        self,
+        key: str,
+        *,
+        keep: bytes | None = None,
+        index: Sequence[str] = (),
+        expected_version: int | None = None,
+    ) -> bool:
+        """Remove a record; with ``keep`` leave a tombstone with these bytes until its end.
+
+        With ``expected_version`` only a record of that version: what is kept may be all that is
+        left of it. ``False`` where no record was removed.
+        """
         ...
 
     def find(self, index: str, limit: int = 100) -> list[str]:

@@ -65,9 +65,7 @@ class Recent:
     def is_loop(self, provider: str, now: float) -> bool:
         """Tell whether another sign-in now would only be one more turn of a loop."""
         ages = [abs(now - at) for at in self.sign_ins.get(provider, ())]
-        return any(age < _SOON for age in ages) or (
-            sum(age < _WINDOW for age in ages) >= _SIGN_INS
-        )
+        return any(age < _SOON for age in ages) or (sum(age < _WINDOW for age in ages) >= _SIGN_INS)
 
     def is_step_up_loop(self, provider: str, now: float) -> bool:
         """Tell whether the last step-up is so near that another one cannot help."""
@@ -79,8 +77,7 @@ def recent(state: State) -> Recent:
     known = request.environ.get(_ENVIRON)
     if isinstance(known, Recent):
         return known
-    value = open_cookie(state, _name(state), record="")
-    return _from_json(value) if isinstance(value, dict) else Recent()
+    return _from_json(open_cookie(state, _name(state), record="")) or Recent()
 
 
 def was_sent(state: State) -> bool:
@@ -115,12 +112,15 @@ def _name(state: State) -> str:
     return cookie_name(f"atm_recent_{state.ring.digest('browser')[:8]}", secure=request.is_secure)
 
 
-def _from_json(value: dict[str, Any]) -> Recent:
-    return Recent(
-        pending=tuple((name, path) for name, path in value.get("p", ())),
-        sign_ins={name: tuple(at) for name, at in value.get("l", {}).items()},
-        step_ups={name: tuple(at) for name, at in value.get("u", {}).items()},
-    )
+def _from_json(value: Any) -> Recent | None:
+    try:
+        return Recent(
+            pending=tuple((str(name), str(path)) for name, path in value["p"]),
+            sign_ins={name: tuple(map(float, at)) for name, at in value["l"].items()},
+            step_ups={name: tuple(map(float, at)) for name, at in value["u"].items()},
+        )
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return None  # not there, or of another version
 
 
 def _added(known: Mapping[str, Instants], provider: str, now: float) -> dict[str, Instants]:

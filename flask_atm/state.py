@@ -202,7 +202,12 @@ class State:
             vault=vault,
             ring=self.ring,
             clock=self.clock,
-            settings=_settings(config),
+            # Of several resources a server picks none, or refuses: each caller names its own.
+            settings=_settings(
+                config if len(config.resource) == 1 else replace(config, resource=())
+            ),
+            resources=config.resource,
+            keep_claims=config.userinfo,
             leeway=self.config.user_token_leeway,
             lifetime=self.config.grant_lifetime,
             notify=lambda grant_id, event: self._notify(config.name, grant_id, event),
@@ -327,6 +332,10 @@ def current_state() -> State:
 def _unknown(kind: str, name: str, known: Mapping[str, _T], key: str) -> ConfigurationError:
     names = ", ".join(sorted(known)) or "none"
     return ConfigurationError(f"there is no {kind} called {name!r} in {key}; known: {names}")
+
+
+def _only(resources: tuple[str, ...]) -> tuple[str, ...]:
+    return resources if len(resources) == 1 else ()
 
 
 def _location(config: Registration) -> ServerLocation:

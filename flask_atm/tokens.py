@@ -150,6 +150,10 @@ class AccessToken:
         put(self, "cnf", cnf)
         put(self, "_clock", clock)
 
+    def __bool__(self) -> bool:
+        """A token is always true; ``current_user_token`` without a sign-in is not."""
+        return True
+
     @property
     def value(self) -> str:
         """The token itself: a secret. Prefer the sessions, which send it to the right place."""
@@ -278,6 +282,10 @@ class Login:
     def grant_id(self) -> str:
         """The handle of the grant: a secret, to be passed to jobs only."""
         return self._grant_id.reveal()
+
+    def __bool__(self) -> bool:
+        """A login is always true; ``current_login`` of nobody is not."""
+        return True
 
     def __repr__(self) -> str:
         return f"<Login provider={self.provider!r} grant={fingerprint(self.grant_id)}>"

@@ -1,4 +1,4 @@
-"""``AuthorizedSession`` and ``TokenAuth`` against a real server. The lines are those of E and J1."""
+"""``AuthorizedSession`` and ``TokenAuth`` against a real server: the lines of E, and J1."""
 
 import io
 import logging
@@ -32,12 +32,12 @@ from flask_atm.protocols import RequestContext
 from flask_atm.token_auth import Authorizer, TokenAuth
 from flask_atm.tokens import AccessToken, TokenParameters
 
+from .oauth.test_back_channel import Authority
 from .servers import (
     Drip,
     Exchange,
     FaultyServer,
     Hang,
-    Raw,
     Reply,
     Request,
     redirect,
@@ -343,6 +343,19 @@ def test_too_many_redirects_raise(api: FaultyServer, session: AuthorizedSession)
     assert len(api.requests) == 4
 
 
+def test_e10_a_redirect_does_not_send_half_a_body(
+    api: FaultyServer, session: AuthorizedSession
+) -> None:
+    api.add(redirect(307, "/v1/y"))
+    file = a_file()
+    assert session.post("x", data=file).request.url == f"{api.url}/v1/y"
+    assert [one.body for one in api.requests] == [b"body", b"body"]
+    api.add(redirect(307, "/v1/y"))
+    with pytest.raises(requests.exceptions.UnrewindableBodyError):
+        session.post("x", data=iter([b"a"]))
+    assert len(api.requests) == 3
+
+
 # -- what a caller must not bring
 
 
@@ -554,8 +567,8 @@ def test_e9_insufficient_scope_raises(
     with pytest.raises(InsufficientScope) as caught:
         session.get("x")
     assert caught.value.scope == "invoices:write"
-    assert caught.value.response is not None
-    assert caught.value.response.text == "why"
+    response: Any = caught.value.response
+    assert response.text == "why"
     assert not source.rejected
 
 
@@ -836,7 +849,7 @@ def test_e14_the_time_of_one_call_can_be_its_own(api: FaultyServer, source: Sour
     for timeout in (0.3, (5, 0.3), (None, 0.3)):
         begun = time.monotonic()
         with pytest.raises(requests.Timeout):
-            session.get("x", timeout=timeout)  # type: ignore[arg-type]
+            session.get("x", timeout=timeout)
         assert time.monotonic() - begun < 1
 
 
@@ -844,11 +857,15 @@ def test_e14_a_retry_of_the_application_ends_in_time(api: FaultyServer, source: 
     class Patient(AuthorizedSession):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.mount("http://", HTTPAdapter(max_retries=Retry(total=1000, backoff_factor=0)))
+            self.mount("http://", HTTPAdapter(max_retries=Retry(total=100, backoff_factor=0)))
 
-    api.always(Raw(b""))
+    def close(exchange: Exchange) -> None:
+        exchange.pause(0.02)
+        exchange.close()
+
+    api.always(close)
     begun = time.monotonic()
-    with pytest.raises(requests.RequestException):
+    with pytest.raises(requests.Timeout):
         Patient(source, api.url, timeout=0.4).get("x")
     assert time.monotonic() - begun < 1
     api.always(Hang())
@@ -870,11 +887,36 @@ def test_the_watching_thread_ends_by_itself(api: FaultyServer, source: Source) -
     before = set(threading.enumerate())
     session = AuthorizedSession(source, api.url, timeout=0.2)
     session.get("x")
-    watching = [one for one in set(threading.enumerate()) - before if one.name == "flask-atm-apis"]
+    watching = [one for one in set(threading.enumerate()) - before if one.name == "flask-atm-watchdog"]
     assert len(watching) == 1
     watching[0].join(10)
     assert not watching[0].is_alive()
     assert session.get("x").status_code == 200
+
+
+# -- TLS
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+def test_e14_tls_is_verified_and_left_in_time(authority: Authority, source: Source) -> None:
+    with FaultyServer(default=only("2"), tls=authority.server()) as api:
+        with pytest.raises(requests.exceptions.SSLError):
+            AuthorizedSession(source, api.url).get("x")
+        assert not api.requests
+        connections = Connections(ca_bundle=str(authority.bundle))
+        session = AuthorizedSession(source, api.url, timeout=0.5, connections=connections)
+        assert session.get("x").status_code == 200
+        assert {one.connection for one in api.requests} == {api.connections_opened}
+        for where in ("headers", "body"):
+            api.add(Drip(0.05, where, Reply(body="x" * 200)))
+            begun = time.monotonic()
+            with pytest.raises(requests.Timeout):
+                session.get("x")
+            assert 0.4 < time.monotonic() - begun < 1
 
 
 # -- connections

@@ -141,7 +141,7 @@ def test_j1_no_secret_is_readable_anywhere(
         oidc.fault("token", **fault)
         seen.append(browser.client.get("/call", headers=NAVIGATION))
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    cookies = repr([vars(cookie) for cookie in browser.client._cookies.values()])
+    cookies = repr([vars(cookie) for cookie in (browser.client._cookies or {}).values()])
 
     # The end: at the provider too, which gets the ID token as a hint.
     page = browser.client.get("/oidc/logout")

@@ -26,9 +26,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 import flask_atm
-from flask_atm import ATM, ATMError, ConfigurationError, EngineParameters, current_login, protocols
+from flask_atm import (
+    ATM,
+    ATMError,
+    ConfigurationError,
+    EngineParameters,
+    current_login,
+    protocols,
+    stores,
+    testing,
+)
 from flask_atm import signals as atm_signals
-from flask_atm import stores, testing
 from flask_atm.cli import atm as commands
 from flask_atm.config import (
     KEYS,
@@ -606,7 +614,7 @@ invoices = atm.api("invoices")
         grant_id = current_login.grant_id
     assert module.export(grant_id)["sub"] == "alice"
     with module.app.test_client() as other:
-        old = sign_in(other, expires_in=-1, refresh_token="unknown to the provider")  # noqa: S106
+        old = sign_in(other, expires_in=-1, refresh_token="unknown to the provider")
     fake_provider.fail(status=503)
     assert re.fullmatch(r"again in \d+ seconds", module.export(old))
     assert module.export("oidc.nobody") == "the user has to sign in again"
@@ -656,6 +664,22 @@ def test_test_suite_of_a_reader_passes(tmp_path: Path) -> None:
     assert re.search(rf"^{tests} passed", run.stdout, flags=re.MULTILINE), run.stdout
 
 
+def test_ways_to_go_wrong_are_there(fake_provider: FakeProvider, fake_api: FakeAPI) -> None:
+    tables = [one for one in directives(DOCS / "testing.rst") if one.kind == "list-table"]
+    said = re.findall(r"``((?:fake_|FakeProvider).*?)``", tables[0].text)
+    ways = [way for way in said if "…" not in way]
+    assert len(ways) > 10
+    settings = fake_provider.settings()
+    client_id, back = settings["ATM_CLIENT_ID"], "http%3A%2F%2Flocalhost%2F"
+    url = f"{fake_provider.issuer}/authorize?response_type=code&client_id={client_id}&state=s"
+    url += f"&redirect_uri={back}&code_challenge={'c' * 43}&code_challenge_method=S256&scope=openid"
+    known = {"fake_provider": fake_provider, "fake_api": fake_api, "url": url}
+    for way in ways:
+        made = eval(way, {**known, "FakeProvider": FakeProvider})  # noqa: S307 - our own text
+        if isinstance(made, FakeProvider):
+            made.close()
+
+
 # -- API
 
 
@@ -690,5 +714,3 @@ def test_routes_are_those_that_are_listed(plain_app: Flask) -> None:
         if rule.endpoint.startswith("atm."):
             real.setdefault(rule.endpoint, set()).add(rule.rule.removeprefix("/oidc"))
     assert {name: set(re.findall(r"``(.*?)``", paths)) for name, paths in said.items()} == real
-
-

@@ -30,6 +30,7 @@ ROOMS = """
     oauth: authorization servers and APIs; no Flask, no store
         oauth
         oauth.answer
+        oauth.watchdog
         oauth.deadline
         oauth.wire
         oauth.back_channel
@@ -75,6 +76,7 @@ ROOMS = """
         config_ring
         config
         browser_session
+        exchanges
         connections
         state
         globals
@@ -110,7 +112,7 @@ ROOMS = """
 """
 
 # "top: *" is a whole floor. The rooms beside authorized_session and extension are parts of them.
-_API_CALLS = ["connections", "origins", "token_auth", "authorized_session"]
+_API_CALLS = ["exchanges", "connections", "origins", "token_auth", "authorized_session"]
 _TESTING = ["testing", "testing.*"]
 
 DOORS = {

@@ -39,11 +39,13 @@ class Tokens:
 
     :param access_token: ``None`` where only the rotated refresh token is usable.
     :param lifetime: seconds.
+    :param lifetime_stated: whether the server said so.
     """
 
     access_token: Secret | None
     token_type: str
     lifetime: float
+    lifetime_stated: bool = True
     refresh_token: Secret | None = None
     id_token: Secret | None = None
     scope: str | None = None
@@ -145,12 +147,14 @@ def parse_tokens(answer: Answer, *, now: float) -> Tokens | None:
     if access_token is None and refresh_token is None:
         return None
     id_token = _match(_TOKEN, members.get("id_token"))
+    lifetime = _lifetime(members, access_token)
     return Tokens(
         access_token=Secret(access_token) if access_token else None,
         refresh_token=Secret(refresh_token) if refresh_token else None,
         id_token=Secret(id_token) if id_token else None,
         token_type=_token_type(members.get("token_type")),
-        lifetime=_lifetime(members, access_token),
+        lifetime=DEFAULT_LIFETIME if lifetime is None else lifetime,
+        lifetime_stated=lifetime is not None,
         scope=_match(_TEXT, members.get("scope")),
     )
 
@@ -179,13 +183,13 @@ def _token_type(value: Any) -> str:
     return {"bearer": "Bearer", "dpop": "DPoP", "n_a": "Bearer"}.get(text.lower(), text)
 
 
-def _lifetime(members: Mapping[str, Any], access_token: str | None) -> float:
-    value = members.get("expires_in")
-    seconds = _number(value)
+def _lifetime(members: Mapping[str, Any], access_token: str | None) -> float | None:
+    """Give the lifetime that the server stated, limited; ``None``: it stated none."""
+    seconds = _number(members.get("expires_in"))
     if seconds is not None and seconds > 0:
         return min(seconds, _LONGEST_LIFETIME)
     stated = _jwt_lifetime(access_token) if access_token else None
-    return min(DEFAULT_LIFETIME, stated) if stated else DEFAULT_LIFETIME
+    return min(DEFAULT_LIFETIME, stated) if stated else None
 
 
 def _number(value: Any) -> float | None:

@@ -18,7 +18,7 @@ from flask_atm.grants.record import Grant, Slot, Snapshot, Want, slot_key, token
 from flask_atm.grants.refresh import Event, Exchange
 from flask_atm.grants.seal import KeyRing
 from flask_atm.oauth.token_endpoint import TokenEndpoint
-from flask_atm.protocols import Clock
+from flask_atm.protocols import AtomicGrantStore, Clock
 from flask_atm.tokens import AccessToken, TokenParameters
 
 __all__ = ["ClientTokens"]
@@ -26,6 +26,8 @@ __all__ = ["ClientTokens"]
 log = logging.getLogger("flask_atm.client_tokens")
 
 _RECORD_LIFETIME: Final = 31 * 86400.0
+#: The end of the year 9999: a generation outlives every token of an earlier one.
+_NEVER: Final = 253402300799.0
 _REMEMBERED: Final = 1024
 
 
@@ -33,10 +35,12 @@ _REMEMBERED: Final = 1024
 class _Local:
     """A token in the memory of this process.
 
+    :param since: by the clock, when it was put here; a clock that shows less was set back.
     :param until: by the clock, when the store is asked again.
     """
 
     token: AccessToken
+    since: float
     until: float
 
 
@@ -85,7 +89,7 @@ class ClientTokens:
         wants_another = parameters.force_renewal or (
             local is not None and local.token.value == rejected
         )
-        if local is not None and not wants_another and self.clock() < local.until:
+        if local is not None and not wants_another and local.since <= self.clock() < local.until:
             return local.token
         call = _Call(
             owner=self,
@@ -117,7 +121,8 @@ class ClientTokens:
         fresh = left - min(self.leeway, 0.2 * slot.lifetime)
         if len(self._local) >= _REMEMBERED:
             self._local.clear()
-        self._local[name] = _Local(token=token, until=now + min(fresh, self.local_lifetime))
+        until = now + min(fresh, self.local_lifetime)
+        self._local[name] = _Local(token=token, since=now, until=until)
         return token
 
     def _complain(self, error: StoreError) -> None:
@@ -137,13 +142,19 @@ class ClientTokens:
 
         :raises StoreError: the store is silent; this process forgets all the same.
         """
-        self._local.clear()
-        store, key = self.engine.vault.store, self._generation_key
+        try:
+            self._next_generation(self.alone.vault.store)
+            self._next_generation(self.engine.vault.store)
+        finally:
+            self._local.clear()
+
+    def _next_generation(self, store: AtomicGrantStore) -> None:
+        key = self._generation_key
         while True:
             stored = store.read(key)
             if stored is None:
                 # Version 1 is what everybody assumes while there is no record.
-                store.create(key, b"", ends_at=self.clock() + _RECORD_LIFETIME)
+                store.create(key, b"", ends_at=_NEVER)
                 continue
             outcome = store.update(key, b"", expected_version=stored.control.version)
             if outcome == "ok":
@@ -161,7 +172,7 @@ class _Call:
 
     owner: ClientTokens
     parameters: TokenParameters
-    rejected: str | None
+    rejected: str | None = field(repr=False)
     deadline: float | None
     slot_name: str
 

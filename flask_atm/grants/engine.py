@@ -8,8 +8,9 @@ for a lock: one caller of a process leads, the others wait for its end and then 
 import random
 import time
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Event as ThreadEvent
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeAlias
 
 from flask_atm.errors import ATMError, LoginRequired, ServerUnavailable
 from flask_atm.grants.breaker import Breaker, Refusals
@@ -32,6 +33,8 @@ from flask_atm.grants.single_flight import Flight, SingleFlight
 from flask_atm.grants.vault import Vault
 
 __all__ = ["Engine"]
+
+_Seen: TypeAlias = Snapshot | Literal["look", "busy", "full"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +110,7 @@ class _Call:
         return decide(snapshot, self.want, engine.parameters, blocked=engine.breaker.left())
 
     def run(self, snapshot: Snapshot) -> tuple[Snapshot, Slot]:
-        while True:
+        for turn in count():
             decision = self.decide(snapshot)
             if isinstance(decision, Serve):
                 return snapshot, decision.slot
@@ -115,17 +118,22 @@ class _Call:
             if isinstance(decision, Denied) or (isinstance(decision, Unavailable) and not refused):
                 self.refuse(decision)
             if isinstance(decision, Renew) and decision.meanwhile is not None:
-                if refused is not None or not self.renew_if_nobody_does(snapshot):
+                seen = "busy" if refused is not None else self.renew_if_nobody_does(snapshot)
+                if seen in ("busy", "full"):
                     return snapshot, decision.meanwhile
-                return self.after_attempt(None)
+                return self.after_attempt(None, seen)
             if refused is not None:
                 raise _again(refused)
-            error = self.renew_or_wait(snapshot)
-            if error is not None:
-                return self.after_attempt(error)
-            snapshot = self.read()
+            if turn > 1:
+                # Twice there was nothing to wait for: a record that goes on changing.
+                self.sleep(self.engine.parameters.poll_first)
+            outcome = self.renew_or_wait(snapshot)
+            if isinstance(outcome, ATMError):
+                return self.after_attempt(outcome)
+            snapshot = outcome or self.read()
             if time.monotonic() >= self.give_up:
                 return self.last_look(snapshot)
+        raise AssertionError("unreachable")
 
     def refuse(self, decision: Unavailable | Denied) -> NoReturn:
         provider = self.engine.name
@@ -139,21 +147,22 @@ class _Call:
 
     # -- the token is still good for a while: nobody waits
 
-    def renew_if_nobody_does(self, snapshot: Snapshot) -> bool:
-        """Refresh, unless somebody does already; tell whether an attempt was made here."""
-        seen = "busy"
+    def renew_if_nobody_does(self, snapshot: Snapshot) -> _Seen:
+        """Refresh, unless somebody does already."""
+        seen: _Seen = "busy"
         events: list[Event] = []
         with self.engine.flights.enter(self.key) as (leads, flight):
             if leads:
                 seen = self.attempt(snapshot, flight, events, place_by=time.monotonic())
         self.notify(events)
-        return seen == "look"
+        return seen
 
     # -- there is no token: everybody waits
 
-    def renew_or_wait(self, snapshot: Snapshot) -> ATMError | None:
-        """Refresh, or wait for who does; give why there is still no token, if that is known."""
+    def renew_or_wait(self, snapshot: Snapshot) -> ATMError | Snapshot | None:
+        """Refresh, or wait for who does; give why there is no token or what came, if known."""
         events: list[Event] = []
+        seen: _Seen = "look"
         # Whoever gets a place later than this could not be done in time.
         place_by = self.give_up - self.engine.parameters.doubt_wait - self.engine.parameters.timeout
         with self.engine.flights.enter(self.key) as (leads, flight):
@@ -167,11 +176,11 @@ class _Call:
         self.notify(events)
         if not leads:
             flight.wait(max(0.0, self.give_up - time.monotonic()))
-        return flight.error_for(self.want.slot)
+        return flight.error_for(self.want.slot) or (seen if isinstance(seen, Snapshot) else None)
 
     def attempt(
         self, snapshot: Snapshot, flight: Flight, events: list[Event], *, place_by: float
-    ) -> Literal["look", "busy", "full"]:
+    ) -> _Seen:
         """Make the attempt of this process; its failure is everybody's who waits for it."""
         try:
             return self.engine.refresher.run(
@@ -190,17 +199,22 @@ class _Call:
         parameters = self.engine.parameters
         pause = parameters.poll_first
         while time.monotonic() < self.give_up:
-            ThreadEvent().wait(random.uniform(pause, 5 * pause))  # noqa: S311 - jitter
+            self.sleep(pause)
             pause = min(2 * pause, parameters.poll_last / 5)
             snapshot = self.engine.vault.read(self.key)
             if snapshot is None or not lease_left(snapshot.control, snapshot.now):
                 return
 
+    def sleep(self, pause: float) -> None:
+        ThreadEvent().wait(random.uniform(pause, 5 * pause))  # noqa: S311 - jitter
+
     # -- ends
 
-    def after_attempt(self, error: ATMError | None) -> tuple[Snapshot, Slot]:
+    def after_attempt(
+        self, error: ATMError | None, seen: Snapshot | str | None = None
+    ) -> tuple[Snapshot, Slot]:
         """Look once more: what is still valid is returned to its last second."""
-        snapshot = self.read()
+        snapshot = seen if isinstance(seen, Snapshot) else self.read()
         decision = self.decide(snapshot)
         if isinstance(decision, Serve):
             return snapshot, decision.slot

@@ -62,9 +62,16 @@ def slot_key(parameters: TokenParameters) -> str:
     )
 
 
+class _Form(dict[str, str | Sequence[str]]):
+    """A form whose values do not show in the frames of an error."""
+
+    def __repr__(self) -> str:
+        return f"<form of {', '.join(self)}>"
+
+
 def token_request(parameters: TokenParameters, **members: str) -> dict[str, str | Sequence[str]]:
     """Give the form of a token request; a named parameter wins over the same name in ``extra``."""
-    form: dict[str, str | Sequence[str]] = {**parameters.extra, **members}
+    form = _Form({**parameters.extra, **members})
     if parameters.scope:
         form["scope"] = " ".join(parameters.scope)
     if parameters.resource:

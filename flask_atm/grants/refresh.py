@@ -21,9 +21,12 @@ This is how one attempt goes, and what can happen between its steps:
    or the grant had been lost anyhow.
 4. **commit** is fenced by the version, not by the lease: a holder that overslept its lease meets
    a version that moved. It looks at what is stored. The refresh token that it had sent: then its
-   answer is the newest there is, and goes on top. Another one: then somebody else won, and that is
-   used. ``commit`` never makes a record, so a sign-out in the meantime wins, and the new tokens are
+   answer goes on top (but without rotation, an access token that was asked for later stays).
+   Another one: then somebody else won, and that is used. ``commit`` never makes a record, so a sign-out in the meantime wins, and the new tokens are
    revoked. If the store does not answer, the result is kept in memory and offered again.
+
+An attempt without a result gives the lease back (**abort**) with a pause, which raises the version
+too: whoever had read the record before looks again, and does not send before the pause is over.
 
 The store's clock decides about leases and pauses, the monotonic clock about waits.
 """
@@ -109,7 +112,7 @@ class Event:
 
 @dataclass(kw_only=True, slots=True)
 class _Attempt:
-    """What one attempt knows; ``written`` is the only thing that changes."""
+    """What one attempt knows; only ``written`` and ``result`` change."""
 
     snapshot: Snapshot
     want: Want
@@ -123,6 +126,7 @@ class _Attempt:
     events: list[Event]
     checkpoint: Callable[[str], None]
     written: bool = False
+    result: Snapshot | None = None
     commit_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
@@ -176,13 +180,13 @@ class Refresher:
         *,
         deadline: float,
         events: list[Event],
-    ) -> Literal["look", "busy", "full"]:
+    ) -> Snapshot | Literal["look", "busy", "full"]:
         """Make one attempt upon a record as it was read.
 
         :param deadline: how long to wait for a place at the endpoint, by ``time.monotonic()``.
         :param events: what happened is added here.
-        :returns: ``look``: the record says what came of it; ``busy``: another process refreshes;
-            ``full``: there was no place.
+        :returns: the record with the new token; ``look``: read what came of it; ``busy``: another
+            process refreshes; ``full``: there was no place.
         :raises ATMError: why there is no new token.
         """
         exchange = renewal.prepare(snapshot.grant)
@@ -221,7 +225,7 @@ class Refresher:
                 checkpoint=self._checkpoint,
             )
             self._hold(attempt)
-            return "look"
+            return attempt.result or "look"
 
     def _hold(self, attempt: _Attempt) -> None:
         """Do what the lease was taken for; whatever happens, it is given back."""
@@ -415,7 +419,7 @@ class Refresher:
 
         :returns: ``False``: it counts for nothing, somebody else's result or a sign-out does.
         """
-        base, version = attempt.snapshot.grant, attempt.begun.version
+        base, version, now = attempt.snapshot.grant, attempt.begun.version, attempt.now
         while True:
             grant = self._renewed(attempt, base, tokens, claims, received_at)
             outcome = self._store.commit(
@@ -425,6 +429,7 @@ class Refresher:
                 commit_id=attempt.commit_id,
             )
             if outcome == "ok":
+                attempt.result = self._as_stored(attempt, grant, version + 1, now)
                 return True
             current = self._vault.read_stored(attempt.key) if outcome == "moved" else None
             if current is None:
@@ -434,7 +439,7 @@ class Refresher:
                 return False
             if _sent(current.grant) != attempt.intent:
                 return False
-            base, version = current.grant, current.control.version
+            base, version, now = current.grant, current.control.version, current.now
             there = base.slots.get(attempt.want.slot)
             if there is not None and there.requested_at > attempt.begun.now:
                 # Without rotation the refresh token does not tell who came first: a later request
@@ -451,17 +456,21 @@ class Refresher:
         received_at: float,
         store: Callable[[], object],
     ) -> None:
-        old = attempt.snapshot
-        version = attempt.begun.version + 1
-        snapshot = Snapshot(
-            key=old.key,
-            control=Control(version=version, sealed_version=version, ends_at=old.control.ends_at),
-            grant=self._renewed(attempt, old.grant, tokens, claims, received_at),
-            now=attempt.now,
-        )
+        grant = self._renewed(attempt, attempt.snapshot.grant, tokens, claims, received_at)
+        snapshot = self._as_stored(attempt, grant, attempt.begun.version + 1, attempt.now)
         self._vault.keep(
             attempt.key, KeptAnswer(snapshot=snapshot, store=store, at=time.monotonic())
         )
+
+    def _as_stored(self, attempt: _Attempt, grant: Grant, version: int, now: float) -> Snapshot:
+        """Give the record as a commit leaves it."""
+        control = Control(
+            version=version,
+            sealed_version=version,
+            commit_id=attempt.commit_id,
+            ends_at=attempt.snapshot.control.ends_at,
+        )
+        return Snapshot(key=attempt.key, control=control, grant=grant, now=now)
 
     # -- the end of an attempt
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from flask_atm.errors import InsufficientScope, LoginRequired
@@ -71,6 +71,9 @@ class UserTokens:
 
     :param issuer: the issuer, or the token endpoint of a provider without one.
     :param settings: the parameters of the configuration.
+    :param resources: those that the sign-in asks for.
+    :param keep_claims: whether claims stay that a new ID token does not have, because they came
+        from the userinfo endpoint.
     :param leeway: seconds before the expiry from which on a token is renewed.
     :param lifetime: seconds until the absolute end of a grant.
     :param notify: told of every event, with the grant id; no lock and no lease is held then.
@@ -86,6 +89,8 @@ class UserTokens:
     ring: KeyRing
     clock: Clock
     settings: TokenParameters
+    resources: tuple[str, ...]
+    keep_claims: bool
     leeway: float
     lifetime: float
     notify: Callable[[str, Event], None]
@@ -114,6 +119,9 @@ class UserTokens:
     def _grant(self, new: NewGrant) -> Grant:
         now = self.clock()
         tokens, claims = new.tokens, new.claims
+        if tokens.refresh_token is None and not tokens.lifetime_stated:
+            # Nothing could renew it, so a guess would only sign the user out: the API will tell.
+            tokens = replace(tokens, lifetime=self.lifetime)
         session_id = claims.get("sid")
         grant = Grant(
             provider=self.name,
@@ -124,7 +132,7 @@ class UserTokens:
             id_token=tokens.id_token,
             claims=claims,
             scope=tokens.scope or " ".join(new.scope) or None,
-            resources=self.settings.resource or (),
+            resources=self.resources,
             signed_in_at=now,
             ends_at=now + self.lifetime,
         )
@@ -227,7 +235,8 @@ class UserTokens:
         """Refuse only scopes that the caller named itself, and that the server left out."""
         if slot.scope is None:
             return
-        missing = set(wanted) - set(slot.scope.split(" ")) - _UNCERTAIN
+        granted = {_short(scope) for scope in slot.scope.split(" ")}
+        missing = {scope for scope in wanted if _short(scope) not in granted} - _UNCERTAIN
         if missing:
             names = " ".join(sorted(missing))
             raise InsufficientScope(
@@ -269,17 +278,24 @@ class UserTokens:
         :raises StoreError: the store is silent, and the grant still there.
         """
         key = record_key(grant_id)
-        snapshot = self.vault.read(key)
-        if snapshot is None and not self.vault.holds(key):
-            return None  # what its tombstone keeps is still to be revoked
-        keep = self._outbox_entry(snapshot, revoke_after) if snapshot and revoke else None
-        index = (self._outbox,) if keep is not None else ()
-        ended = self.vault.delete(key, keep=keep, index=index)
-        if snapshot is None or not ended:
-            return None
+        for last in (False, False, False, True):
+            snapshot = self.vault.read(key)
+            if snapshot is None:
+                if self.vault.holds(key):
+                    self.vault.delete(key, keep=None, index=())  # it does not open
+                return None  # what its tombstone keeps is still to be revoked
+            keep = self._outbox_entry(snapshot, revoke_after) if revoke else None
+            # A refresh that is done between the read and this would leave its tokens unrevoked.
+            version = None if last else snapshot.control.version
+            index = (self._outbox,) if keep is not None else ()
+            if self.vault.delete(key, keep=keep, index=index, expected_version=version):
+                return self._ended(snapshot)
+        return None
+
+    def _ended(self, snapshot: Snapshot) -> EndedGrant:
         grant = snapshot.grant
         return EndedGrant(
-            key=key,
+            key=snapshot.key,
             claims=grant.claims,
             subject=grant.subject,
             id_token=grant.id_token.reveal() if grant.id_token else None,
@@ -336,9 +352,7 @@ class UserTokens:
             log.warning("an entry of the outbox cannot be read (%s): it is kept", error)
             return False
         waits = entry["not_before"] > stored.now and not now_due
-        if waits or self._has_newer(
-            entry["session_id"], entry["subject"], entry["signed_in_at"]
-        ):
+        if waits or self._has_newer(entry["session_id"], entry["subject"], entry["signed_in_at"]):
             return False
         if not self.endpoint.revoke(entry["refresh_token"], token_type_hint="refresh_token"):
             return None
@@ -366,6 +380,16 @@ class UserTokens:
             return
         hint = "refresh_token" if tokens.refresh_token else "access_token"
         self.endpoint.revoke(token.reveal(), token_type_hint=hint)
+
+
+def _short(scope: str) -> str:
+    """Give the last part of a scope: some servers answer ``Mail.Read`` for the whole URI of it."""
+    return scope.rpartition("/")[2] or scope
+
+
+def _of_the_sign_in(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the claims that say which sign-in this was (OIDC Core, section 12.2)."""
+    return {name: claims[name] for name in ("auth_time", "nonce", "sid") if name in claims}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -398,7 +422,8 @@ class _Refresh:
     def prepare(self, grant: Grant) -> Exchange:
         if grant.refresh_token is None:
             raise LoginRequired(provider=self.owner.name, reason="expired")
-        self.owner.id_tokens.warm()
+        if grant.id_token is not None:
+            self.owner.id_tokens.warm()
         parameters = self.parameters
         form = token_request(
             parameters,
@@ -411,11 +436,16 @@ class _Refresh:
         if tokens.id_token is None or grant.id_token is None:
             return None
         access_token = tokens.access_token
-        return self.owner.id_tokens.check_refreshed(
+        claims = self.owner.id_tokens.check_refreshed(
             tokens.id_token.reveal(),
             old_claims=grant.claims,
             access_token=access_token.reveal() if access_token else None,
         )
+        if claims is None:
+            return None
+        # What the next ID token is compared with stays, where this one leaves it out.
+        kept = grant.claims if self.owner.keep_claims else _of_the_sign_in(grant.claims)
+        return {**kept, **claims}
 
     def revoke(self, grant: Grant, tokens: Tokens) -> None:
         self.owner.revoke_unused(grant, tokens)

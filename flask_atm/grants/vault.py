@@ -183,11 +183,19 @@ class Vault:
     def _bound(self, version: int) -> str:
         return f"{self._provider}\0{version}\0{SCHEMA}"
 
-    def delete(self, key: str, *, keep: bytes | None, index: Sequence[str]) -> bool:
+    def delete(
+        self,
+        key: str,
+        *,
+        keep: bytes | None,
+        index: Sequence[str],
+        expected_version: int | None = None,
+    ) -> bool:
         """Remove a grant from the store and from memory."""
-        deleted = self.store.delete(key, keep=keep, index=index)
+        deleted = self.store.delete(key, keep=keep, index=index, expected_version=expected_version)
         self._copies.pop(key, None)
-        self._keeper.end(key)
+        if deleted:
+            self._keeper.end(key)
         return deleted
 
     def keep(self, key: str, answer: KeptAnswer) -> None:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeAlias
 
 from flask_atm.oauth.answer import Reason
+from flask_atm.oauth.watchdog import Watchdog
 
 __all__ = ["CURRENT", "Attempt", "Resolve", "Resolver", "Stop"]
 
@@ -88,7 +89,7 @@ class Attempt:
         may_write: Callable[[], bool] | None,
         max_bytes: int,
     ) -> None:
-        self.deadline: Final = deadline
+        self.deadline = deadline
         self.max_bytes: Final = max_bytes
         self.written = False
         self.cancelled = False
@@ -102,7 +103,7 @@ class Attempt:
     def __enter__(self) -> Self:
         self._token = CURRENT.set(self)
         self._watchdog = _watchdog(os.getpid())
-        self._watchdog.watch(self)
+        self._watchdog.begin(self)
         return self
 
     def __exit__(
@@ -111,7 +112,7 @@ class Attempt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._watchdog.leave(self)
+        self._watchdog.end(self)
         CURRENT.reset(self._token)
         with self._lock:
             handle, self._handle = self._handle, None
@@ -208,44 +209,10 @@ def _shut(handle: socket.socket) -> None:
         handle.shutdown(socket.SHUT_RDWR)
 
 
-class _Watchdog:
-    """The thread that cuts what is past its deadline; a timer per request costs 800 us."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watched: set[Attempt] = set()
-        self._wakes_at = 0.0
-        self._thread: threading.Thread | None = None
-
-    def watch(self, attempt: Attempt) -> None:
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="flask-atm watchdog", daemon=True)
-                thread.start()
-                self._thread = thread
-            self._watched.add(attempt)
-            if attempt.deadline < self._wakes_at:
-                self._changed.notify()
-
-    def leave(self, attempt: Attempt) -> None:
-        with self._changed:
-            self._watched.discard(attempt)
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                now = monotonic()
-                for attempt in [one for one in self._watched if one.deadline <= now]:
-                    self._watched.discard(attempt)
-                    attempt.cut()
-                self._wakes_at = min((one.deadline for one in self._watched), default=math.inf)
-                self._changed.wait(min(self._wakes_at - now, threading.TIMEOUT_MAX))
-
-
 @lru_cache(maxsize=1)
-def _watchdog(pid: int) -> _Watchdog:
+def _watchdog(pid: int) -> Watchdog:
     """Give the one of this process: threads and locks do not survive a fork."""
-    return _Watchdog()
+    return Watchdog()
 
 
 CURRENT: Final[ContextVar[Attempt]] = ContextVar("flask_atm.back_channel")

@@ -1,4 +1,4 @@
-"""For tests of applications that use Flask-ATM: a provider, an API and a clock, all fake.
+"""For tests of applications that use flask-atm: a provider, an API and a clock, all fake.
 
 Nothing here is for production: the provider authenticates nobody.
 """

@@ -201,9 +201,7 @@ class StoreContract:
         everywhere(add_one)
         assert self.sealed(store) == b"%d" % THREADS
 
-    def test_abort_frees_the_lease_and_keeps_what_it_is_told(
-        self, store: AtomicGrantStore
-    ) -> None:
+    def test_abort_frees_the_lease_and_keeps_what_it_is_told(self, store: AtomicGrantStore) -> None:
         store.create("a", b"1", ends_at=END)
         store.begin("a", owner="x", expected_version=1, lease=9, intent="h")
         store.abort("a", owner="stranger", clear_intent=True)
@@ -260,6 +258,16 @@ class StoreContract:
         assert not store.delete("a")
         assert store.read("a") is None
         assert store.find("outbox") == []
+
+    def test_delete_of_one_version_leaves_any_other(self, store: AtomicGrantStore) -> None:
+        store.create("a", b"1", ends_at=END)
+        store.commit("a", b"2", expected_version=1, commit_id="c")
+        assert not store.delete("a", keep=b"outbox 1", expected_version=1)
+        assert self.sealed(store) == b"2"
+        assert store.delete("a", keep=b"outbox 2", expected_version=2)
+        assert not store.delete("a", expected_version=2)
+        assert self.sealed(store) == b"outbox 2"
+        assert not store.delete("none", expected_version=1)
 
     # -- find, scan
 

@@ -57,9 +57,7 @@ def aborted(control: Control, *, now: float = NOW, owner: str = "x", **changes: 
 def test_begin_writes_down_who_until_when_and_what() -> None:
     begun, new = begin(IDLE)
     assert begun == Begun(status="held", version=1, doubt=False, now=NOW)
-    assert new == replace(
-        IDLE, lease_owner="x", lease_until=NOW + LEASE, lease=LEASE, intent="h"
-    )
+    assert new == replace(IDLE, lease_owner="x", lease_until=NOW + LEASE, lease=LEASE, intent="h")
 
 
 def test_begin_is_idempotent_by_owner() -> None:
@@ -143,9 +141,7 @@ def test_commit_is_fenced_by_the_version_not_by_the_lease() -> None:
 
 
 def test_commit_ends_doubt_pause_and_suspicion() -> None:
-    worst = replace(
-        held(), doubt=True, retry_at=NOW + 9, failures=4, suspect="s", dead="d"
-    )
+    worst = replace(held(), doubt=True, retry_at=NOW + 9, failures=4, suspect="s", dead="d")
     _, new = steps.commit(worst, NOW, expected_version=1, commit_id="c")
     assert new is not None
     assert (new.doubt, new.retry_at, new.failures) == (False, 0, 0)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,7 @@ from flask_atm.grants.vault import record_key
 from flask_atm.testing.clock import FakeClock
 from tests.grants.tools import FAST, WAIT, World, make_world, refreshes, together
 from tests.servers import Cut, Reply, RotatingTokenServer
+from tests.servers.faulty import Behaviour
 
 STALE, EXPIRED = 260.0, 1000.0
 
@@ -131,11 +132,11 @@ def test_a6_after_a_lost_answer_nobody_with_a_valid_token_sends_again(
     grant_id = world.sign_in(server.issue("alice"))
     old = world.get(grant_id).value
     clock.advance(STALE)
-    spoilt = {
+    spoilt: Callable[[Reply], Behaviour] = {
         "cut": lambda reply: Cut(reply=reply),
         "bad gateway": lambda reply: Reply(502, "<html>"),
         "hang": lambda reply: Reply(200, {}, delay=2 * FAST.timeout),
-    }[how]
+    }[how]  # type: ignore[assignment]
     server.spoil(spoilt)
     for _ in range(3):
         assert world.get(grant_id).value == old
@@ -253,7 +254,9 @@ def test_a9_a_lost_reply_to_begin_locks_nobody_out_for_longer_than_the_lease(
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
-@pytest.mark.parametrize(("point", "doubt"), [("send", False), ("answered", True), ("commit", True)])
+@pytest.mark.parametrize(
+    ("point", "doubt"), [("send", False), ("answered", True), ("commit", True)]
+)
 def test_a22_any_exception_after_the_write_leaves_the_doubt(
     world: World,
     server: RotatingTokenServer,
@@ -446,7 +449,7 @@ def test_i1_a_sign_out_during_a_refresh_wins(
     with pytest.raises(LoginRequired):
         world.get(grant_id)
     (grant,) = server.grants.values()
-    if point not in ("begin", ):
+    if point not in ("begin",):
         # What came too late is revoked at once, the old one by the outbox.
         assert server.revocations == ([grant.refresh_token] if refreshes(server) else [])
     tokens.drain()
@@ -466,6 +469,28 @@ def test_i1_a_second_sign_out_does_not_forget_what_is_to_be_revoked(
     assert tokens.drain() == 1
     assert server.revocations == [response["refresh_token"]]
     assert tokens.end(grant_id) is None
+
+
+def test_i1_a_refresh_that_ends_between_read_and_delete_is_revoked_too(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    grant_id = sign_in_and_expire(world, server, clock)
+    other = make_world(server, store=world.store.store, clock=clock)
+    found: list[str] = []
+
+    def refresh_once() -> None:
+        if not found:
+            found.append(other.get(grant_id).value)
+
+    world.store.before["delete"] = refresh_once
+    tokens = world.state.provider().tokens
+    assert tokens.end(grant_id) is not None
+    assert found
+    tokens.drain()
+    (grant,) = server.grants.values()
+    assert server.revocations == [grant.refresh_token]
+    with pytest.raises(LoginRequired):
+        other.get(grant_id)
 
 
 def test_i1_what_comes_too_late_is_not_revoked_under_a_newer_sign_in(
@@ -574,7 +599,8 @@ def test_a24_records_of_another_issuer_or_client_are_no_records(
                 other.get(grant_id)
             assert raised.value.reason == "ended"
             assert tokens.drain() == 0
-        assert elsewhere.token_requests == elsewhere.revocations == refreshes(server) == []
+        assert (elsewhere.token_requests, elsewhere.revocations) == ([], [])
+    assert refreshes(server) == []
     # Pointed back, it is there again.
     assert world.get(grant_id)
 
@@ -635,3 +661,46 @@ def test_w_a_failure_ends_the_wait_of_everybody(
     assert time.monotonic() - started < FAST.timeout + 1
     assert len(refreshes(server)) == 1
     assert len({id(one) for one in results}) == 16
+
+
+def test_w_a_store_that_takes_leases_but_no_answers_is_not_asked_in_a_busy_loop(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    grant_id = sign_in_and_expire(world, server, clock)
+    full = threading.Event()
+    full.set()
+
+    def refuse() -> None:
+        if full.is_set():
+            raise StoreError("no space left")
+
+    world.store.before["commit"] = refuse
+    token = world.get(grant_id).value
+    assert world.get(grant_id).value == token
+    clock.advance(FAST.lease)
+    vault = world.state.provider().tokens.vault
+    (kept,) = vars(vars(vault)["_keeper"])["_answers"].values()
+    aged = replace(kept, at=kept.at - EXPIRED)
+    vars(vars(vault)["_keeper"])["_answers"][record_key(grant_id)] = aged
+    with pytest.raises(ServerUnavailable):
+        world.get(grant_id)
+    assert world.store.count("begin") < 150
+    assert len(refreshes(server)) == 1
+    full.clear()
+    assert world.get(grant_id).value
+    assert server.replays == 0
+
+
+def test_n8_a_fresh_token_is_one_read_and_a_refresh_two_steps_more(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    grant_id = world.sign_in(server.issue("alice"))
+    for ahead, steps in ((0.0, ["read"]), (STALE, ["read", "begin", "commit"])):
+        clock.advance(ahead)
+        world.store.mine.clear()
+        world.get(grant_id)
+        assert world.store.mine == steps
+    clock.advance(EXPIRED)
+    world.store.mine.clear()
+    world.get(grant_id)
+    assert world.store.mine == ["read", "begin", "commit"]

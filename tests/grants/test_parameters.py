@@ -15,7 +15,11 @@ def test_lease_and_wait_are_derived() -> None:
 
 
 def test_nobody_else_sends_while_a_holder_can() -> None:
-    for parameters in (EngineParameters(), EngineParameters(timeout=25), EngineParameters().scaled(0.1)):
+    for parameters in (
+        EngineParameters(),
+        EngineParameters(timeout=25),
+        EngineParameters().scaled(0.1),
+    ):
         sending = parameters.send_window + parameters.doubt_wait + parameters.timeout
         assert sending < parameters.lease < parameters.wait
 

@@ -85,7 +85,15 @@ def test_e9_insufficient_scope_raises(status: int) -> None:
 
 @pytest.mark.parametrize(
     ("max_age", "expected"),
-    [("300", 300), ("0", 0), ("-1", None), ("x", None), ("", None), ("9" * 5000, None), ("²", None)],
+    [
+        ("300", 300),
+        ("0", 0),
+        ("-1", None),
+        ("x", None),
+        ("", None),
+        ("9" * 5000, None),
+        ("²", None),
+    ],
 )
 def test_e9_insufficient_user_authentication_raises(max_age: str, expected: int | None) -> None:
     header = (

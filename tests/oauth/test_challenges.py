@@ -71,7 +71,9 @@ def test_what_fits_no_rule_does_not_hide_what_does(header: str, error: str) -> N
     assert bearer.params["error"] == error
 
 
-@pytest.mark.parametrize("header", ["", " ", ",", '"', "\\", "=", "é", "\x00", '"\\"', "(((", "=,="])
+@pytest.mark.parametrize(
+    "header", ["", " ", ",", '"', "\\", "=", "é", "\x00", '"\\"', "(((", "=,="]
+)
 def test_garbage_is_no_challenge_and_no_error(header: str) -> None:
     assert parse_challenges(header) == ()
 
@@ -87,7 +89,7 @@ def test_n1_no_header_raises_or_gives_anything_but_texts(header: str) -> None:
     "part", ['"', 'a="', "a ", "a=", '\\"', 'a="\\', " ", ",", "Bearer a=", "a=b, ", '""', "a=\t"]
 )
 def test_n1_the_time_is_linear_to_the_length(part: str) -> None:
-    long = part * (400_000 // len(part))
+    long = part * (100_000 // len(part))
     begun = perf_counter()
     parse_challenges(long)
-    assert perf_counter() - begun < 5  # quadratic: minutes
+    assert perf_counter() - begun < 3  # quadratic: minutes

