@@ -18,9 +18,9 @@ from statistics import median
 import requests
 
 from flask_atm.authorized_session import AuthorizedSession
-from flask_atm.connections import Connections
-from flask_atm.origins import destination
-from flask_atm.token_auth import Authorizer, TokenAuth
+from flask_atm.calls.connections import Connections
+from flask_atm.calls.origins import destination
+from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.tokens import AccessToken, TokenParameters
 
 __all__ = ["measure"]

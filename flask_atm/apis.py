@@ -7,14 +7,14 @@ from flask import g, has_app_context, has_request_context, request
 from werkzeug.local import LocalProxy
 
 from flask_atm.authorized_session import AuthorizedSession
-from flask_atm.config_keys import APIConfig
-from flask_atm.connections import Connections
+from flask_atm.calls.connections import Connections
+from flask_atm.calls.origins import destination
+from flask_atm.calls.token_auth import Authorizer, TokenAuth
+from flask_atm.config.keys import APIConfig
 from flask_atm.errors import ConfigurationError, LoginRequired
 from flask_atm.globals import CurrentGrant, current_grant, meaning, meant
-from flask_atm.origins import destination
 from flask_atm.protocols import TokenSource
 from flask_atm.state import State, current_state
-from flask_atm.token_auth import Authorizer, TokenAuth
 from flask_atm.tokens import TokenParameters
 
 __all__ = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import requests
 from flask import Flask
 
+from flask_atm.calls.connections import Connections
 from flask_atm.config import Config
-from flask_atm.connections import Connections
 from flask_atm.errors import ConfigurationError
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.seal import KeyRing

@@ -11,13 +11,13 @@ from requests.hooks import dispatch_hook
 from requests.models import DEFAULT_REDIRECT_LIMIT
 from requests.utils import default_headers
 
-from flask_atm.connections import Connections
+from flask_atm.calls.connections import Connections
+from flask_atm.calls.exchanges import TimeLeft
+from flask_atm.calls.origins import destination
+from flask_atm.calls.token_auth import Authorizer, Body, Call
 from flask_atm.errors import OriginNotAllowed
-from flask_atm.exchanges import TimeLeft
 from flask_atm.oauth.attempts import Budget
-from flask_atm.origins import destination
 from flask_atm.protocols import Customizer, TokenSource
-from flask_atm.token_auth import Authorizer, Body, Call
 from flask_atm.tokens import AccessToken, TokenParameters
 
 __all__ = ["AuthorizedSession"]

@@ -15,7 +15,7 @@ import click
 from flask.cli import AppGroup
 from werkzeug.exceptions import HTTPException
 
-from flask_atm.config_keys import APIConfig, ClientConfig
+from flask_atm.config.keys import APIConfig, ClientConfig
 from flask_atm.errors import ATMError, ConfigurationError
 from flask_atm.grants.client_tokens import ClientTokens
 from flask_atm.grants.control import Stored, in_doubt, lease_left, pause_left
@@ -233,7 +233,7 @@ def token(client: str, reveal: bool, as_json: bool) -> None:
         "client": client,
         "type": found.token_type,
         "scope": found.scope,
-        "expires_at": int(found.expires_at),
+        "expires_at": round(found.expires_at),
         "fingerprint": fingerprint(found.value),
     }
     if as_json:
@@ -353,7 +353,7 @@ def _describe(key: str, stored: Stored, readers: Sequence[_Reader]) -> Row:
         "version": control.version,
         "failures": control.failures,
         "retry_pause": round(pause_left(control, stored.now), 1) or None,
-        "ends_at": int(control.ends_at),
+        "ends_at": round(control.ends_at),
         "slots": None,
         "refreshable": None,
     }
@@ -447,7 +447,7 @@ def _cell(name: str, value: Any) -> str:
 def _instant(seconds: float) -> str:
     if seconds >= _NEVER:
         return "never"
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")
+    return datetime.fromtimestamp(round(seconds)).astimezone().isoformat(timespec="seconds")
 
 
 def _seconds(seconds: float) -> str:

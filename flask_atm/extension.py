@@ -11,7 +11,7 @@ from flask import Flask, Response, current_app, has_request_context, request
 from flask_atm import apis, login, logout, views
 from flask_atm.assembly import make_state
 from flask_atm.authorized_session import AuthorizedSession
-from flask_atm.errors import LoginRequired, StoreError
+from flask_atm.errors import ConfigurationError, LoginRequired, StoreError
 from flask_atm.globals import current_login, current_user_token, forget_looked_up, meaning
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, RequestContext
@@ -21,7 +21,7 @@ from flask_atm.tokens import AccessToken, Login, TokenParameters, UserToken
 if TYPE_CHECKING:
     from authlib.integrations.flask_client import OAuth
 
-    from flask_atm.token_auth import TokenAuth
+    from flask_atm.calls.token_auth import TokenAuth
 
 __all__ = ["ATM"]
 
@@ -48,9 +48,12 @@ class ATM:
     :param grant_loader: gives a grant id for a provider where the Flask session has none.
     :param http_session: gives an own session for the back channel, by the name of the provider or
         client; it is used as it is.
+    :param cache: not available in this version, as are ``oauth``, ``client_assertion``,
+        ``client_signer``, ``dpop_keys`` and ``cache_key``: anything but ``None`` is refused.
     :param clock: gives the present as epoch seconds.
     :param engine: the times of the refresh engine, for tests.
     :param checkpoint: called at the points where tests stop the refresh engine.
+    :raises ConfigurationError: for an argument that is not available in this version.
     """
 
     def __init__(
@@ -65,10 +68,24 @@ class ATM:
         default_provider: Callable[[], str] | None = None,
         grant_loader: Callable[[str], str | None] | None = None,
         http_session: Callable[[str], requests.Session | None] | None = None,
+        cache: object = None,
+        oauth: object = None,
+        client_assertion: object = None,
+        client_signer: object = None,
+        dpop_keys: object = None,
+        cache_key: object = None,
         clock: Clock = time.time,
         engine: EngineParameters | None = None,
         checkpoint: Callable[[str], None] = lambda point: None,
     ) -> None:
+        _refuse_not_yet(
+            cache=cache,
+            oauth=oauth,
+            client_assertion=client_assertion,
+            client_signer=client_signer,
+            dpop_keys=dpop_keys,
+            cache_key=cache_key,
+        )
         self._hooks: Final = Hooks(
             customizer=_callable(customizer, "customizer"),
             on_login=_callable(on_login, "on_login"),
@@ -327,6 +344,14 @@ class ATM:
     def oauth(self) -> "OAuth":
         """The Authlib registry of the current application."""
         return login.registry(current_app)
+
+
+def _refuse_not_yet(**arguments: object) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise ConfigurationError(
+            f"ATM({name}=…): not available in this version of flask-atm" for name in given
+        )
 
 
 def _callable(value: Any, name: str) -> Any:

@@ -16,7 +16,7 @@ from flask_atm.endings import drain_soon, end_sign_in, known_provider
 from flask_atm.errors import ConfigurationError, ProtocolError, ServerUnavailable
 from flask_atm.globals import find_grant, forget_looked_up
 from flask_atm.grants.user_tokens import EndedGrant
-from flask_atm.recent import recent, remember_recent
+from flask_atm.login.recent import recent, remember_recent
 from flask_atm.sealed_cookies import cookie_name, drop_cookie, open_cookie, seal_cookie
 from flask_atm.state import Provider, State, current_state
 

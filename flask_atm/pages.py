@@ -23,7 +23,7 @@ from flask_atm.errors import (
     StoreError,
 )
 from flask_atm.login import begin_again
-from flask_atm.recent import recent
+from flask_atm.login.recent import recent
 from flask_atm.state import current_state
 
 __all__ = ["TEMPLATES", "login_required_response", "register_error_handlers", "render"]

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 from flask import Flask, Response, current_app
 
 from flask_atm import signals
+from flask_atm.calls.connections import Connections
 from flask_atm.config import Config, client_from, provider_from
-from flask_atm.config_keys import ClientConfig, ProviderConfig, Registration
-from flask_atm.connections import Connections
+from flask_atm.config.keys import ClientConfig, ProviderConfig, Registration
 from flask_atm.errors import ConfigurationError, ProtocolError
 from flask_atm.grants.breaker import Breaker, Refusals
 from flask_atm.grants.client_tokens import ClientTokens

@@ -18,7 +18,9 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from flask_atm.authorized_session import AuthorizedSession
-from flask_atm.connections import Connections
+from flask_atm.calls.connections import Connections
+from flask_atm.calls.origins import destination
+from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.errors import (
     InsufficientScope,
     LoginRequired,
@@ -27,9 +29,7 @@ from flask_atm.errors import (
     ServerUnavailable,
     StepUpRequired,
 )
-from flask_atm.origins import destination
 from flask_atm.protocols import RequestContext
-from flask_atm.token_auth import Authorizer, TokenAuth
 from flask_atm.tokens import AccessToken, TokenParameters
 
 from .oauth.test_back_channel import Authority
@@ -887,7 +887,9 @@ def test_the_watching_thread_ends_by_itself(api: FaultyServer, source: Source) -
     before = set(threading.enumerate())
     session = AuthorizedSession(source, api.url, timeout=0.2)
     session.get("x")
-    watching = [one for one in set(threading.enumerate()) - before if one.name == "flask-atm-watchdog"]
+    watching = [
+        one for one in set(threading.enumerate()) - before if one.name == "flask-atm-watchdog"
+    ]
     assert len(watching) == 1
     watching[0].join(10)
     assert not watching[0].is_alive()

@@ -21,8 +21,8 @@ from flask_atm.config import (
     client_from,
     provider_from,
 )
-from flask_atm.config_ring import weakness
-from flask_atm.config_values import NOT_YET
+from flask_atm.config.ring import weakness
+from flask_atm.config.values import NOT_YET
 from flask_atm.errors import ConfigurationError
 from flask_atm.tokens import FrozenDict, Secret
 
@@ -995,7 +995,7 @@ def test_tracebacks_with_local_variables_show_no_secrets() -> None:
         refused(lambda: provider_from("x", settings, config)),
         refused(lambda: client_from("x", settings, config)),
     ):
-        assert "config.py" in text
+        assert "load.py" in text
         assert "s3cret-canary" not in text
         assert KEY not in text
 

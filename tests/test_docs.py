@@ -46,8 +46,8 @@ from flask_atm.config import (
     IDTokenConfig,
     ProviderConfig,
 )
-from flask_atm.config_keys import ApplicationKeys
-from flask_atm.config_values import NOT_YET
+from flask_atm.config.keys import ApplicationKeys
+from flask_atm.config.values import NOT_YET
 from flask_atm.testing import FakeAPI, FakeClock, FakeProvider, sign_in
 from flask_atm.tokens import FrozenDict
 from tests.docs_support import (

@@ -69,29 +69,32 @@ ROOMS = """
         grants.client_tokens
         grants.exchange
     top: what a Flask developer touches
-        config_reading
-        config_values
-        config_keys
-        config_rules
-        config_ring
+        config.reading
+        config.values
+        config.keys
+        config.rules
+        config.ring
+        config.load
         config
         browser_session
-        exchanges
-        connections
+        calls
+        calls.exchanges
+        calls.connections
+        calls.origins
+        calls.token_auth
+        authorized_session
         state
         globals
-        origins
-        token_auth
-        authorized_session
         destinations
         sealed_cookies
-        recent
-        pending
-        authorization
-        exchange_code
+        login.recent
+        login.pending
+        login.authorization
+        login.exchange_code
         endings
-        sign_in
-        accept
+        login.sign_in
+        login.accept
+        login.flow
         login
         logout
         pages
@@ -112,11 +115,11 @@ ROOMS = """
 """
 
 # "top: *" is a whole floor. The rooms beside authorized_session and extension are parts of them.
-_API_CALLS = ["exchanges", "connections", "origins", "token_auth", "authorized_session"]
+_API_CALLS = ["calls.*", "authorized_session"]
 _TESTING = ["testing", "testing.*"]
 
 DOORS = {
-    "authlib": ["login", *_TESTING],
+    "authlib": ["login.flow", *_TESTING],
     "blinker": ["signals"],
     "cachelib": ["grants.stores.caching"],
     "click": ["cli"],

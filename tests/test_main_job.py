@@ -23,9 +23,7 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def environment(
-    oidc: OIDCServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def environment(oidc: OIDCServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The environment of the quick start: four keys, and where the API is."""
     client = oidc.add_client("http://localhost/oidc/callback")
     values = {

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flask_atm import config_values as own
 from flask_atm import settings as read
+from flask_atm.config import values as own
 from flask_atm.settings import Invalid
 from flask_atm.tokens import FrozenDict, Secret
 

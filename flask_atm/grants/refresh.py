@@ -22,8 +22,9 @@ This is how one attempt goes, and what can happen between its steps:
 4. **commit** is fenced by the version, not by the lease: a holder that overslept its lease meets
    a version that moved. It looks at what is stored. The refresh token that it had sent: then its
    answer goes on top (but without rotation, an access token that was asked for later stays).
-   Another one: then somebody else won, and that is used. ``commit`` never makes a record, so a sign-out in the meantime wins, and the new tokens are
-   revoked. If the store does not answer, the result is kept in memory and offered again.
+   Another one: then somebody else won, and that is used. ``commit`` never makes a record, so a
+   sign-out in the meantime wins, and the new tokens are revoked. If the store does not answer, the
+   result is kept in memory and offered again.
 
 An attempt without a result gives the lease back (**abort**) with a pause, which raises the version
 too: whoever had read the record before looks again, and does not send before the pause is over.

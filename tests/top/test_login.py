@@ -29,7 +29,7 @@ from flask_atm.errors import (
 from flask_atm.extension import ATM
 from flask_atm.globals import current_login
 from flask_atm.grants.stores import MemoryStore
-from flask_atm.recent import Recent
+from flask_atm.login.recent import Recent
 from flask_atm.state import STATE_KEY, State
 from flask_atm.testing import FakeClock
 from flask_atm.tokens import Login

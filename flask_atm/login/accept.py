@@ -9,14 +9,14 @@ from typing import Any, Final
 
 from flask import Response
 
-from flask_atm.authorization import Received, asked_scope
 from flask_atm.errors import ATMError, LoginFailed
-from flask_atm.exchange_code import check_id_token, complete_claims, is_openid
 from flask_atm.grants.answers import Tokens
 from flask_atm.grants.user_tokens import NewGrant
 from flask_atm.grants.vault import new_grant_id
-from flask_atm.pending import find_pending
-from flask_atm.sign_in import Attempt, Result, is_used, settle
+from flask_atm.login.authorization import Received, asked_scope
+from flask_atm.login.exchange_code import check_id_token, complete_claims, is_openid
+from flask_atm.login.pending import find_pending
+from flask_atm.login.sign_in import Attempt, Result, is_used, settle
 from flask_atm.state import Provider, State
 from flask_atm.tokens import Login, Secret
 

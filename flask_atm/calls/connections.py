@@ -14,7 +14,7 @@ from typing import Any, Final
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 
-from flask_atm.exchanges import Exchange, watch_pools
+from flask_atm.calls.exchanges import Exchange, watch_pools
 from flask_atm.oauth.watchdog import Watchdog
 
 __all__ = ["Connections", "Route"]

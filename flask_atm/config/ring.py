@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from flask_atm import settings as read
-from flask_atm.config_reading import Section, key
+from flask_atm.config.reading import Section, key
 from flask_atm.tokens import Secret
 
 __all__ = ["ring_of", "to_bytes", "weakness"]

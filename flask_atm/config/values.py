@@ -8,7 +8,7 @@ from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from flask_atm import settings as read
-from flask_atm.config_reading import Section
+from flask_atm.config.reading import Section
 from flask_atm.settings import Invalid
 from flask_atm.tokens import FrozenDict, Secret
 

@@ -7,9 +7,9 @@ from typing import Any
 from flask_atm.errors import LoginFailed, ProtocolError, ServerUnavailable
 from flask_atm.grants.answers import Tokens, Verdict, classify
 from flask_atm.grants.record import token_request
+from flask_atm.login.pending import Pending
 from flask_atm.oauth.back_channel import Failure
 from flask_atm.oauth.id_token import IDTokenRejected, KeysUnavailable
-from flask_atm.pending import Pending
 from flask_atm.state import Provider, State
 from flask_atm.tokens import FrozenDict, Secret
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from flask_atm.config_keys import (
+from flask_atm.config.keys import (
     ENDPOINTS,
     APIConfig,
     BackChannelConfig,
@@ -17,8 +17,8 @@ from flask_atm.config_keys import (
     IDTokenConfig,
     ProviderConfig,
 )
-from flask_atm.config_reading import Section
-from flask_atm.config_values import refuse_not_yet
+from flask_atm.config.reading import Section
+from flask_atm.config.values import refuse_not_yet
 from flask_atm.settings import is_loopback, origin
 
 __all__ = ["one_of", "read_api", "read_back_channel", "read_client", "read_provider", "refuse_http"]

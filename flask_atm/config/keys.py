@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from flask_atm import config_values as own
 from flask_atm import settings as read
-from flask_atm.config_reading import key, lines, one_line
+from flask_atm.config import values as own
+from flask_atm.config.reading import key, lines, one_line
 from flask_atm.tokens import FrozenDict, Secret
 
 __all__ = [

@@ -22,7 +22,7 @@ _SIGN_INS: Final = 2
 _PROVIDERS: Final = 8
 _SOON: Final = 30.0
 _WINDOW: Final = 60.0
-_ENVIRON: Final = "flask_atm.recent"
+_ENVIRON: Final = "flask_atm.login.recent"
 
 Instants = tuple[float, ...]
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import requests
 from requests.auth import AuthBase
 
+from flask_atm.calls.origins import Destination
 from flask_atm.errors import (
     ATMError,
     InsufficientScope,
@@ -17,7 +18,6 @@ from flask_atm.errors import (
     StepUpRequired,
 )
 from flask_atm.oauth.attempts import Budget, Raise, Renew, decide
-from flask_atm.origins import Destination
 from flask_atm.protocols import Customizer, RequestContext, TokenSource
 from flask_atm.tokens import AccessToken, TokenParameters
 

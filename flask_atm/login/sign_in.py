@@ -19,8 +19,8 @@ from flask_atm.endings import drain_soon, end_sign_in, known_provider
 from flask_atm.errors import LoginFailed
 from flask_atm.grants.record import Snapshot
 from flask_atm.grants.seal import Unreadable
-from flask_atm.pending import LIFETIME, Pending
-from flask_atm.recent import recent, remember_recent
+from flask_atm.login.pending import LIFETIME, Pending
+from flask_atm.login.recent import recent, remember_recent
 from flask_atm.signals import user_logged_in
 from flask_atm.state import Provider, State
 from flask_atm.tokens import Secret

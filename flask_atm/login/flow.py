@@ -17,15 +17,6 @@ from urllib.parse import urlsplit
 from authlib.integrations.flask_client import FlaskIntegration, FlaskOAuth2App, OAuth
 from flask import Flask, Response, request
 
-from flask_atm.accept import ANSWERS, accept, check_issuer, matching, report
-from flask_atm.authorization import (
-    Received,
-    asked_scope,
-    check_server,
-    max_age_of,
-    parameters,
-    received,
-)
 from flask_atm.destinations import (
     callback_endpoint,
     check_return_url,
@@ -41,10 +32,19 @@ from flask_atm.errors import (
     StepUpRequired,
     StoreError,
 )
-from flask_atm.exchange_code import check_id_token, is_openid, redeem
-from flask_atm.pending import Pending, find_pending, put_pending
-from flask_atm.recent import was_sent
-from flask_atm.sign_in import USED, Attempt, Result, claim, follow, settle
+from flask_atm.login.accept import ANSWERS, accept, check_issuer, matching, report
+from flask_atm.login.authorization import (
+    Received,
+    asked_scope,
+    check_server,
+    max_age_of,
+    parameters,
+    received,
+)
+from flask_atm.login.exchange_code import check_id_token, is_openid, redeem
+from flask_atm.login.pending import Pending, find_pending, put_pending
+from flask_atm.login.recent import was_sent
+from flask_atm.login.sign_in import USED, Attempt, Result, claim, follow, settle
 from flask_atm.signals import login_failed
 from flask_atm.state import STATE_KEY, Provider, State, current_state
 from flask_atm.tokens import Secret

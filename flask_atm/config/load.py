@@ -10,18 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from flask_atm.config_keys import (
-    APIConfig,
+from flask_atm.config.keys import (
     ApplicationKeys,
-    BackChannelConfig,
     ClientConfig,
-    IDTokenConfig,
     ProviderConfig,
     Registration,
 )
-from flask_atm.config_reading import Section, fields_of
-from flask_atm.config_ring import ring_of, to_bytes
-from flask_atm.config_rules import (
+from flask_atm.config.reading import Section, fields_of
+from flask_atm.config.ring import ring_of, to_bytes
+from flask_atm.config.rules import (
     one_of,
     read_api,
     read_back_channel,
@@ -29,25 +26,12 @@ from flask_atm.config_rules import (
     read_provider,
     refuse_http,
 )
-from flask_atm.config_values import refuse_not_yet
+from flask_atm.config.values import refuse_not_yet
 from flask_atm.errors import ConfigurationError
 from flask_atm.settings import is_loopback
 from flask_atm.tokens import FrozenDict
 
-__all__ = [
-    "FLAT",
-    "KEYS",
-    "APIConfig",
-    "BackChannelConfig",
-    "ClientConfig",
-    "Config",
-    "IDTokenConfig",
-    "Key",
-    "ProviderConfig",
-    "Registration",
-    "client_from",
-    "provider_from",
-]
+__all__ = ["FLAT", "KEYS", "Config", "Key", "client_from", "provider_from"]
 
 #: The name of the provider that the flat keys configure.
 FLAT: Final = "oidc"
@@ -58,7 +42,7 @@ _IDENTITY: Final = (
     *("client_id", "client_secret"),
 )
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = logging.getLogger("flask_atm.config")
 
 
 class Key(NamedTuple):

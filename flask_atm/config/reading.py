@@ -1,6 +1,6 @@
 """Reading one mapping of settings into the fields of a dataclass, collecting every problem.
 
-The dataclasses of :mod:`flask_atm.config_keys` are the schema: :func:`key` puts the reader of a
+The dataclasses of :mod:`flask_atm.config.keys` are the schema: :func:`key` puts the reader of a
 field beside its default and its meaning, :class:`Section` reads a mapping by them.
 """
 

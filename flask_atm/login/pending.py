@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from flask import Response, after_this_request
 
 from flask_atm.destinations import local_path
-from flask_atm.recent import recent, remember_recent
+from flask_atm.login.recent import recent, remember_recent
 from flask_atm.sealed_cookies import cookie_name, drop_cookie, open_cookie, seal_cookie
 from flask_atm.state import State
 from flask_atm.tokens import Secret
