@@ -113,7 +113,7 @@ class ClientTokens:
         token = AccessToken(
             value=slot.token.reveal(),
             token_type=slot.token_type,
-            expires_at=now + left,
+            expires_at=round(now + left, 3),
             scope=slot.scope if slot.scope is not None else " ".join(effective.scope or ()) or None,
             client_id=self.client_id,
             clock=self.clock,

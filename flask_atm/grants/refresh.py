@@ -113,7 +113,7 @@ class Event:
 
 @dataclass(kw_only=True, slots=True)
 class _Attempt:
-    """What one attempt knows; only ``written`` and ``result`` change."""
+    """What one attempt knows; only ``written``, ``answered_at`` and ``result`` change."""
 
     snapshot: Snapshot
     want: Want
@@ -127,6 +127,7 @@ class _Attempt:
     events: list[Event]
     checkpoint: Callable[[str], None]
     written: bool = False
+    answered_at: float = 0.0
     result: Snapshot | None = None
     commit_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
@@ -361,8 +362,9 @@ class Refresher:
             finally:
                 attempt.renewal.revoke(attempt.snapshot.grant, tokens)
         # A process that was stopped with the answer in its hands must not take it for younger.
+        attempt.answered_at = attempt.now
         received_at = min(
-            attempt.now, attempt.begun.now + attempt.window + self._parameters.timeout
+            attempt.answered_at, attempt.begun.now + attempt.window + self._parameters.timeout
         )
         self._checkpoint("commit")
 
@@ -420,7 +422,7 @@ class Refresher:
 
         :returns: ``False``: it counts for nothing, somebody else's result or a sign-out does.
         """
-        base, version, now = attempt.snapshot.grant, attempt.begun.version, attempt.now
+        base, version, now = attempt.snapshot.grant, attempt.begun.version, attempt.answered_at
         while True:
             grant = self._renewed(attempt, base, tokens, claims, received_at)
             outcome = self._store.commit(

@@ -254,7 +254,7 @@ class UserTokens:
             value=slot.token.reveal(),
             token_type=slot.token_type,
             # By the local clock, which may not be the store's.
-            expires_at=slot.expires_at - snapshot.now + self.clock(),
+            expires_at=round(slot.expires_at - snapshot.now + self.clock(), 3),
             scope=slot.scope if slot.scope is not None else asked,
             client_id=self.client_id,
             provider=self.name,
