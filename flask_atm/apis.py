@@ -1,19 +1,20 @@
 """Sessions for APIs: objects per context, connections per application."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import TypeVar, cast
 
-from flask import g, has_app_context, has_request_context, request
+from flask import g, has_app_context, has_request_context, request, session
 from werkzeug.local import LocalProxy
 
 from flask_atm.authorized_session import AuthorizedSession
+from flask_atm.browser_session import SESSION_KEY
 from flask_atm.calls.connections import Connections
 from flask_atm.calls.origins import destination
 from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.config.keys import APIConfig
 from flask_atm.errors import ConfigurationError, LoginRequired
 from flask_atm.globals import CurrentGrant, current_grant, meaning, meant
-from flask_atm.protocols import TokenSource
+from flask_atm.protocols import Customizer, TokenSource
 from flask_atm.state import State, current_state
 from flask_atm.tokens import TokenParameters
 
@@ -60,37 +61,24 @@ def client_source(client: str | None = None, provider: str | None = None) -> Tok
 def make_session(
     source: TokenSource,
     base_url: str,
-    *,
-    session_class: type[S],
-    api: APIConfig | None = None,
-    **options: Any,
-) -> S:
+    parameters: TokenParameters,
+    allowed_origins: Iterable[str],
+    customizer: Customizer | None,
+    timeout: float | None,
+    renew_on_401: bool,
+) -> AuthorizedSession:
     """Make a session over the connections of the application."""
     state = current_state()
-    options.setdefault("timeout", state.config.api_timeout)
-    if options["timeout"] is None:
-        options["timeout"] = state.config.api_timeout
-    if options.get("customizer") is None:
-        options["customizer"] = state.hooks.customizer
-    return session_class(
+    return AuthorizedSession(
         source,
         base_url,
-        connections=_connections(state, api),
-        api=api.name if api else None,
-        **options,
+        parameters=parameters,
+        allowed_origins=allowed_origins,
+        customizer=customizer or state.hooks.customizer,
+        timeout=state.config.api_timeout if timeout is None else timeout,
+        renew_on_401=renew_on_401,
+        connections=state.connections,
     )
-
-
-def _connections(state: State, api: APIConfig | None) -> Connections:
-    """Give the connections for an API: shared, unless its settings differ."""
-    if api is None or (api.ca_bundle is None and api.pool_size == 10):
-        return state.connections
-    made = state.api_connections.get(api.name)
-    if made is None:
-        made = state.api_connections.setdefault(
-            api.name, Connections(pool_size=api.pool_size, ca_bundle=api.ca_bundle)
-        )
-    return made
 
 
 # -- ATM_APIS
@@ -117,19 +105,32 @@ def _source(api: APIConfig) -> TokenSource:
     return user_source(api.provider)
 
 
-def _make(api: APIConfig, session_class: type[S]) -> S:
-    session = make_session(
+def _make(state: State, api: APIConfig, session_class: type[S]) -> S:
+    session = session_class(
         _source(api),
         api.base_url,
-        session_class=session_class,
-        api=api,
         parameters=_parameters(api),
         allowed_origins=api.allowed_origins,
-        timeout=api.timeout,
+        customizer=state.hooks.customizer,
+        timeout=state.config.api_timeout if api.timeout is None else api.timeout,
         renew_on_401=api.renew_on_401,
+        connections=_connections(state, api),
+        api=api.name,
     )
     session.headers.update(cast(Mapping[str, str], api.headers))
     return session
+
+
+def _connections(state: State, api: APIConfig) -> Connections:
+    """Give the connections for an API: shared, unless its settings differ."""
+    if api.ca_bundle is None and api.pool_size == 10:
+        return state.connections
+    made = state.api_connections.get(api.name)
+    if made is None:
+        made = state.api_connections.setdefault(
+            api.name, Connections(pool_size=api.pool_size, ca_bundle=api.ca_bundle)
+        )
+    return made
 
 
 def _named(name: str, session_class: type[S]) -> S:
@@ -140,16 +141,17 @@ def _named(name: str, session_class: type[S]) -> S:
             " app.app_context(), and for a user's token atm.use_grant(grant_id)",
             reason="outside_request",
         )
-    api = _api_config(current_state(), name)
-    made = g.setdefault("_atm_sessions", {})
+    made = g._get_current_object().setdefault("_atm_sessions", {})
     owner = (
         request._get_current_object() if has_request_context() else None,  # type: ignore[attr-defined]
-        None if api.token == "client" else user_source(api.provider),
+        session._get_current_object().get(SESSION_KEY) if has_request_context() else None,  # type: ignore[attr-defined]
         meant(),
     )
     kept = made.get((name, session_class))
-    if kept is None or any(a is not b for a, b in zip(kept[0], owner, strict=True)):
-        kept = made[name, session_class] = (owner, _make(api, session_class))
+    if kept is None or kept[0][0] is not owner[0] or kept[0] != owner:
+        state = current_state()
+        made_now = _make(state, _api_config(state, name), session_class)
+        kept = made[name, session_class] = (owner, made_now)
     return cast(S, kept[1])
 
 

@@ -170,7 +170,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         """Make what will be sent, but for the token; its URL is checked.
 
         :raises OriginNotAllowed: the token must not go there.
-        :raises ValueError: for credentials and cookies of the caller's own.
+        :raises ValueError: for ``auth=``; headers of the caller's own are refused when it is sent.
         """
         if request.auth is not None or self.auth is not None:
             raise ValueError(f"auth= has no place here: {_CURES['authorization']}.")
@@ -183,7 +183,6 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         finally:
             request.url = given
         self._destination.check(prepared.url or "", inside=relative)
-        _refuse_own_headers(prepared)
         return prepared
 
     def merge_environment_settings(  # type: ignore[override]  # the stub's TypedDict is not there
@@ -235,7 +234,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
     ) -> requests.Response:
         """Send one request, and once more if its token was refused."""
         origin = self._destination.check(request.url or "")
-        _refuse_own_headers(request, but=_OURS)
+        _refuse_own_headers(request)
         settings = self._settings(origin, options)
         body = Body(request.body)
         # Hooks see what the caller sees: one that raises for a 401 must not be in the way of the
@@ -281,10 +280,10 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
             prepared_request.headers.pop(name, None)
 
 
-def _refuse_own_headers(request: requests.PreparedRequest, *, but: type | None = None) -> None:
+def _refuse_own_headers(request: requests.PreparedRequest) -> None:
     for name, value in request.headers.items():
         cure = _CURES.get(name.lower())
-        if cure is not None and (but is None or not isinstance(value, but)):
+        if cure is not None and not isinstance(value, _OURS):
             raise ValueError(f"An own {name} header has no place here: {cure}.")
 
 

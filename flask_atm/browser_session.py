@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from flask import g, session
 
-__all__ = ["SESSION_KEY", "forget", "handles", "remember"]
+__all__ = ["SESSION_KEY", "forget", "handle_of", "handles", "remember"]
 
 
 SESSION_KEY: Final = "_atm"
@@ -17,15 +17,17 @@ SESSION_KEY: Final = "_atm"
 
 def handles() -> dict[str, tuple[str, str]]:
     """Give ``(store id, grant id)`` by provider; what is not ours is left out."""
-    value = session.get(SESSION_KEY)
-    if not isinstance(value, dict):
-        return {}
-    found = {}
-    for provider, handle in value.items():
-        parts = handle.split(".") if isinstance(handle, str) else []
-        if len(parts) == 2 and isinstance(provider, str):
-            found[provider] = (parts[0], f"{provider}.{parts[1]}")
-    return found
+    found = {provider: handle_of(provider) for provider in _present()}
+    return {provider: handle for provider, handle in found.items() if handle is not None}
+
+
+def handle_of(provider: str) -> tuple[str, str] | None:
+    """Give the store id and the grant id that the browser has for a provider."""
+    handle = _present().get(provider)
+    if not isinstance(handle, str):
+        return None
+    store_id, dot, secret = handle.partition(".")
+    return (store_id, f"{provider}.{secret}") if dot and "." not in secret else None
 
 
 def remember(provider: str, store_id: str, grant_id: str) -> None:
@@ -46,7 +48,7 @@ def forget(provider: str) -> None:
 
 
 def _present() -> dict[str, Any]:
-    value = session.get(SESSION_KEY)
+    value = session._get_current_object().get(SESSION_KEY)  # type: ignore[attr-defined]
     return value if isinstance(value, dict) else {}
 
 

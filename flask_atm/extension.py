@@ -27,6 +27,7 @@ __all__ = ["ATM"]
 
 S = TypeVar("S", bound=AuthorizedSession)
 _NO_ORIGINS: Final[tuple[str, ...]] = ()
+_AS_CONFIGURED: Final = TokenParameters()
 Loader = Callable[[str], Mapping[str, Any] | None]
 
 
@@ -168,15 +169,15 @@ class ATM:
         :param parameters: ``scope``, ``resource``, … of :class:`~flask_atm.TokenParameters`.
         :raises LoginRequired: nobody is signed in.
         """
+        asked = apis.user_parameters(grant_id, _parameters(parameters))
         return apis.make_session(
             apis.user_source(provider, grant_id),
             base_url,
-            session_class=AuthorizedSession,
-            allowed_origins=allowed_origins,
-            customizer=customizer,
-            timeout=timeout,
-            renew_on_401=renew_on_401,
-            parameters=apis.user_parameters(grant_id, TokenParameters.of(**parameters)),
+            asked,
+            allowed_origins,
+            customizer,
+            timeout,
+            renew_on_401,
         )
 
     def client_session(
@@ -201,12 +202,11 @@ class ATM:
         return apis.make_session(
             apis.client_source(client, provider),
             base_url,
-            session_class=AuthorizedSession,
-            allowed_origins=allowed_origins,
-            customizer=customizer,
-            timeout=timeout,
-            renew_on_401=renew_on_401,
-            parameters=TokenParameters.of(**parameters),
+            _parameters(parameters),
+            allowed_origins,
+            customizer,
+            timeout,
+            renew_on_401,
         )
 
     def auth(self, name: str) -> "TokenAuth":
@@ -229,7 +229,7 @@ class ATM:
         :raises LoginRequired: nobody is signed in, or the sign-in has ended.
         :raises ServerUnavailable: the provider is away, and no valid token is left.
         """
-        asked = apis.user_parameters(grant_id, TokenParameters.of(**parameters))
+        asked = apis.user_parameters(grant_id, _parameters(parameters))
         return apis.user_source(provider, grant_id).get(self._customized(asked))
 
     def get_client_token(
@@ -243,7 +243,7 @@ class ATM:
         :raises ServerUnavailable: the server is away, and no valid token is left.
         :raises TokenEndpointError: the server refuses.
         """
-        asked = TokenParameters.of(**parameters)
+        asked = _parameters(parameters)
         return apis.client_source(client, provider).get(self._customized(asked))
 
     def _customized(self, parameters: TokenParameters) -> TokenParameters:
@@ -344,6 +344,10 @@ class ATM:
     def oauth(self) -> "OAuth":
         """The Authlib registry of the current application."""
         return login.registry(current_app)
+
+
+def _parameters(given: Mapping[str, Any]) -> TokenParameters:
+    return TokenParameters.of(**given) if given else _AS_CONFIGURED
 
 
 def _refuse_not_yet(**arguments: object) -> None:

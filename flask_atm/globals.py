@@ -15,7 +15,7 @@ from typing import Final, NoReturn, cast
 from flask import g, has_app_context, has_request_context, request, session
 from werkzeug.local import LocalProxy
 
-from flask_atm.browser_session import SESSION_KEY, handles
+from flask_atm.browser_session import SESSION_KEY, handle_of
 from flask_atm.errors import LoginRequired
 from flask_atm.grants.record import Snapshot, slot_key
 from flask_atm.state import Provider, State, current_state
@@ -179,7 +179,8 @@ def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str |
     if not has_request_context():
         raise _outside()
     provider = state.provider(provider_name or present.provider)
-    _, grant_id = handles().get(provider.name, (None, None))
+    handle = handle_of(provider.name)
+    grant_id = None if handle is None else handle[1]
     if grant_id is None and state.hooks.grant_loader is not None:
         grant_id = state.hooks.grant_loader(provider.name)
     return state, provider, grant_id
@@ -222,8 +223,8 @@ def _why_not_there(state: State, provider: str) -> str:
     """Tell a sign-in that has ended from one that lives in another store."""
     if _meaning.get().grant_id is not None or not has_request_context():
         return "ended"
-    store_id, grant_id = handles().get(provider, (None, None))
-    if store_id is None or grant_id is None or store_id == state.store_id():
+    handle = handle_of(provider)
+    if handle is None or handle[0] == state.store_id():
         return "ended"
     now = time.monotonic()
     complaint = state.complaints.get("other_store", -60.0)
@@ -234,7 +235,7 @@ def _why_not_there(state: State, provider: str) -> str:
             " Either that store was lost, or several hosts have a store each; give all of them the"
             " same ATM_STORE. grant=%s",
             state.store,
-            fingerprint(grant_id),
+            fingerprint(handle[1]),
         )
     return "other_store"
 
@@ -242,7 +243,7 @@ def _why_not_there(state: State, provider: str) -> str:
 def _kept() -> dict[str, CurrentGrant | Nobody]:
     """Give what was looked up for this very request."""
     owner = request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
-    kept = g.get("_atm")
+    kept = g._get_current_object().get("_atm")
     if kept is None or kept[0] is not owner:
         kept = g._atm = (owner, {})
     return cast("dict[str, CurrentGrant | Nobody]", kept[1])
@@ -253,6 +254,7 @@ def forget_looked_up() -> None:
     if has_app_context():
         g.pop("_atm", None)
         g.pop("_atm_token", None)
+        g.pop("_atm_sessions", None)
 
 
 def _find_login() -> Login | Nobody:

@@ -323,7 +323,7 @@ def current_state() -> State:
 
     :raises ConfigurationError: the application has no ATM.
     """
-    state = current_app.extensions.get(STATE_KEY)
+    state = current_app._get_current_object().extensions.get(STATE_KEY)  # type: ignore[attr-defined]
     if not isinstance(state, State):
         raise ConfigurationError("this application has no ATM: call atm.init_app(app)")
     return state
