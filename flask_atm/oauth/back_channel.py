@@ -450,7 +450,7 @@ def _read(response: requests.Response, attempt: Attempt) -> bytes:
     framed = chunked or response.raw.length_remaining is not None
     limit = attempt.max_bytes
     body = bytearray()
-    # What nobody can cut (an application's session with urllib3 before 2.3) goes byte by byte.
+    # What nobody can cut (an adapter of the application that is not urllib3) goes byte by byte.
     size = _BLOCK if attempt.can_cut else 1
     while block := response.raw.read(size, decode_content=False):
         body += unpacker.decompress(block, limit + 1 - len(body)) if unpacker else block

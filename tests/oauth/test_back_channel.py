@@ -28,7 +28,6 @@ from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPResponse
 from urllib3.util import Retry
 
 from flask_atm.errors import ConfigurationError
@@ -336,7 +335,6 @@ def test_b6_an_answer_that_is_cut_is_a_failure(
     assert (result.written, result.reason) == (True, reason)
 
 
-@pytest.mark.skipif(not hasattr(HTTPResponse, "shutdown"), reason="urllib3 before 2.3")
 @pytest.mark.parametrize("body", [b"{}", b""])
 def test_an_answer_that_is_whole_is_kept_though_it_is_late(body: bytes) -> None:
     """The deadline ends the wait; what has come may hold a rotated refresh token."""
