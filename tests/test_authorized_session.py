@@ -422,12 +422,16 @@ def test_proxies_are_read_once_per_origin_and_no_proxy_holds(
     for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", stranger.url)
+    there = "http://api.example"
     connections = Connections()
-    session = AuthorizedSession(source, api.url, connections=connections)
+    session = AuthorizedSession(source, there, allowed_origins=there, connections=connections)
     assert session.get("x").text == "gotcha"
-    assert stranger.requests[0].target == f"{api.url}/x"
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert stranger.requests[0].target == f"{there}/x"
+    monkeypatch.setenv("no_proxy", "api.example")
     assert session.get("x").text == "gotcha"
+    assert Connections().route(there).proxies == {}
+    # Loopback is never reached through a proxy of the environment.
+    monkeypatch.delenv("no_proxy")
     session = AuthorizedSession(source, api.url, connections=Connections())
     assert session.get("x").json() == {"hello": "me"}
     own = Connections(proxies={"http": stranger.url})

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from time import monotonic
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
 
 from flask_atm.calls.exchanges import Exchange, watch_pools
 from flask_atm.oauth.watchdog import Watchdog
+from flask_atm.settings import is_loopback
 
 __all__ = ["Connections", "Route"]
 
@@ -100,6 +102,8 @@ class Connections:
     def _look_up(self, origin: str) -> Route:
         found = requests.Session().merge_environment_settings(origin, {}, None, None, None)
         proxies = found["proxies"] if self._proxies is None else self._proxies
+        if self._proxies is None and is_loopback(urlsplit(origin).hostname or ""):
+            proxies = {}  # the environment's proxy cannot reach the addresses of this machine
         bundle = self._ca_bundle or found["verify"] or True
         # Without TLS it means nothing, but requests would look for the file at each call.
         verify = bundle if origin.startswith("https:") else True

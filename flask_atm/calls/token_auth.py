@@ -1,10 +1,12 @@
 """The token on a prepared request, and what an answer of 401 or 403 does to it."""
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import requests
 from requests.auth import AuthBase
@@ -22,6 +24,8 @@ from flask_atm.protocols import Customizer, RequestContext, TokenSource
 from flask_atm.tokens import AccessToken, TokenParameters
 
 __all__ = ["Authorizer", "Body", "Call", "TokenAuth"]
+
+log = logging.getLogger("flask_atm.api")
 
 _REFUSALS: Final = (401, 403)
 
@@ -162,9 +166,15 @@ class Call:
             raise
         same = rejected is not None and self.token.value == rejected.value
         if same or not body.rewind():
+            log.debug("%s refused a token; there is no other one now", _host(request))
             return False
+        log.debug("%s refused a token; it was renewed, the request is repeated", _host(request))
         response.close()
         return True
+
+
+def _host(request: requests.PreparedRequest) -> str:
+    return urlsplit(request.url or "").hostname or "an API"
 
 
 def _challenges(response: requests.Response) -> list[str]:
