@@ -1,13 +1,21 @@
 """``@requires_login`` and ``@requires_token``: guards of views, and the meaning of the proxies."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar, cast, overload
 
 from flask import has_request_context
+from werkzeug.wrappers import Response
 
-from flask_atm.globals import current_login, current_user_token, meaning
+from flask_atm.globals import (
+    Meaning,
+    current_login,
+    current_user_token,
+    mean_until_the_end,
+    meaning,
+    meant,
+)
 from flask_atm.tokens import TokenParameters
 
 __all__ = ["requires_login", "requires_token"]
@@ -79,6 +87,8 @@ def _guard(
         # before_request(requires_login(provider="x")) calls what is a decorator elsewhere.
         with meaning(provider=provider, parameters=parameters):
             check()
+            present = meant()
+        mean_until_the_end(present)
         return None
 
     if view is None and provider is None and parameters is None and has_request_context():
@@ -100,13 +110,57 @@ def _wrap(
             # In here, not around the call: the coroutine runs after the call has returned.
             with meaning(provider=provider, parameters=parameters):
                 check()
-                return await view(*args, **kwargs)
+                return _lasting(await view(*args, **kwargs), provider, parameters)
     else:
 
         @wraps(view)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             with meaning(provider=provider, parameters=parameters):
                 check()
-                return view(*args, **kwargs)
+                return _lasting(view(*args, **kwargs), provider, parameters)
 
     return cast(V, guarded)
+
+
+# -- streams
+
+
+def _lasting(answer: Any, provider: str | None, parameters: TokenParameters | None) -> Any:
+    """Let the stream in an answer mean what its view did: it runs after the view has returned."""
+    if provider is None and parameters is None:
+        return answer
+    if isinstance(answer, tuple) and answer:
+        return (_lasting(answer[0], provider, parameters), *answer[1:])
+    if isinstance(answer, Iterator):
+        return _Stream(answer, meant())
+    if (
+        isinstance(answer, Response)
+        and isinstance(answer.response, Iterator)
+        and not answer.direct_passthrough
+    ):
+        answer.response = _Stream(answer.response, meant())
+    return answer
+
+
+class _Stream:
+    """What a view streams, each part of it made under the meaning of the view."""
+
+    def __init__(self, parts: Iterator[Any], present: Meaning) -> None:
+        self._parts = parts
+        self._present = present
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        present = self._present
+        with meaning(
+            provider=present.provider, grant_id=present.grant_id, parameters=present.parameters
+        ):
+            return next(self._parts)
+
+    def close(self) -> None:
+        """End the stream early."""
+        close = getattr(self._parts, "close", None)
+        if close is not None:
+            close()

@@ -107,7 +107,11 @@ def after_logout() -> str:
 
 
 def _place(target: str) -> str:
-    return target if target.startswith("/") else url_for(target)
+    if not target.startswith("/"):
+        return url_for(target)
+    # A path of the application, which may be mounted below another one.
+    root = request.script_root
+    return target if target.startswith(f"{root}/") else root + target
 
 
 # -- URLs that providers know

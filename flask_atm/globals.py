@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, NoReturn, cast
 
 from flask import g, has_app_context, has_request_context, request, session
@@ -30,6 +30,8 @@ __all__ = [
     "current_user_token",
     "find_grant",
     "forget_looked_up",
+    "is_loaded",
+    "mean_until_the_end",
     "meaning",
     "meant",
 ]
@@ -38,6 +40,11 @@ log = logging.getLogger("flask_atm.store")
 
 
 _AS_CONFIGURED: Final = TokenParameters()
+#: Seconds for which what was read for a request is as good as read now.
+_MOMENT: Final = 1.0
+#: Seconds after which a stream or a job looks again whether its grant has ended.
+_LOOK_AGAIN: Final = 5.0
+_MOST_KEPT: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +57,7 @@ class Meaning:
     """
 
     provider: str | None = None
-    grant_id: str | None = None
+    grant_id: str | None = field(default=None, repr=False)
     parameters: TokenParameters = _AS_CONFIGURED
 
 
@@ -60,7 +67,13 @@ _meaning: ContextVar[Meaning] = ContextVar("flask_atm_meaning", default=_PLAIN)
 
 def meant() -> Meaning:
     """Give what the proxies mean now."""
-    return _meaning.get()
+    present = _meaning.get()
+    if present is _PLAIN and has_request_context():
+        # What a guard before the request has said; another request may share the context.
+        owner, said = g._get_current_object().get("_atm_meaning") or (None, _PLAIN)
+        if owner is request._get_current_object():  # type: ignore[attr-defined]
+            return cast(Meaning, said)
+    return present
 
 
 @contextmanager
@@ -70,8 +83,13 @@ def meaning(
     grant_id: str | None = None,
     parameters: TokenParameters | None = None,
 ) -> Iterator[None]:
-    """Give the proxies and sessions another meaning; what is left out stays as it is."""
-    present = _meaning.get()
+    """Give the proxies and sessions another meaning; what is left out stays as it is.
+
+    But what was said of one grant, or of the browser's, says nothing about another one.
+    """
+    present = meant()
+    if grant_id not in (None, present.grant_id):
+        present = _PLAIN
     token = _meaning.set(
         replace(
             present,
@@ -84,6 +102,12 @@ def meaning(
         yield
     finally:
         _meaning.reset(token)
+
+
+def mean_until_the_end(present: Meaning) -> None:
+    """Give the proxies and sessions this meaning for the rest of the present request."""
+    g._atm_meaning = (request._get_current_object(), present)  # type: ignore[attr-defined]
+    g.pop("_atm_token", None)
 
 
 class Nobody:
@@ -121,9 +145,10 @@ class CurrentGrant:
     """
 
     provider: Provider
-    grant_id: str
+    grant_id: str = field(repr=False)
     _snapshot: Snapshot
-    _unused: list[Snapshot]
+    #: What was read, and when by the clock, until somebody has used it.
+    _unused: list[tuple[Snapshot, float]]
     _tokens: dict[str, tuple[UserToken, float]]
 
     @property
@@ -150,11 +175,19 @@ class CurrentGrant:
             parameters,
             rejected=rejected,
             deadline=deadline,
-            # What was read for this request is used once: who asks again wants what is new.
-            first=self._unused.pop() if self._unused else None,
+            first=self._read_just_now(),
         )
-        self._tokens[slot] = (token, tokens.clock() + tokens.fresh_for(token))
+        fresh_for = min(_LOOK_AGAIN, tokens.fresh_for(token))
+        self._tokens[slot] = (token, tokens.clock() + fresh_for)
         return token
+
+    def _read_just_now(self) -> Snapshot | None:
+        """Give what was read for this request, once and at once: later, what is new is wanted."""
+        try:
+            snapshot, at = self._unused.pop()
+        except IndexError:  # another thread of the view may be faster
+            return None
+        return snapshot if 0 <= self.provider.tokens.clock() - at < _MOMENT else None
 
     def fresh(self, slot: str) -> UserToken | None:
         """Give a token that was got a moment ago and needs no second look yet."""
@@ -171,7 +204,7 @@ def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str |
     """
     if not has_app_context():
         raise _outside()
-    state, present = current_state(), _meaning.get()
+    state, present = current_state(), meant()
     if present.grant_id is not None:
         owner = present.grant_id.partition(".")[0]
         name = provider_name or present.provider or owner
@@ -184,6 +217,15 @@ def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str |
     if grant_id is None and state.hooks.grant_loader is not None:
         grant_id = state.hooks.grant_loader(provider.name)
     return state, provider, grant_id
+
+
+def is_loaded(provider_name: str) -> bool:
+    """Tell whether the application says whose grant is meant; it may say another one any time."""
+    return (
+        current_state().hooks.grant_loader is not None
+        and meant().grant_id is None
+        and handle_of(provider_name) is None
+    )
 
 
 def _outside() -> LoginRequired:
@@ -202,6 +244,8 @@ def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
     kept = _kept()
     found = kept.get(grant_id)
     if found is None:
+        if len(kept) >= _MOST_KEPT:
+            kept.clear()  # a job that goes through all users in one context
         found = kept[grant_id] = _look_up(state, provider, grant_id)
     return found
 
@@ -214,7 +258,7 @@ def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | 
         provider=provider,
         grant_id=grant_id,
         _snapshot=snapshot,
-        _unused=[snapshot],
+        _unused=[(snapshot, provider.tokens.clock())],
         _tokens={},
     )
 
@@ -271,7 +315,7 @@ class _Used:
 
     owner: object
     meaning: Meaning
-    handles: object
+    handles: object = field(repr=False)
     found: CurrentGrant
     slot: str
 
@@ -297,12 +341,12 @@ def _get_token() -> UserToken | Nobody:
     found = current_grant()
     if not isinstance(found, CurrentGrant):
         return found
-    present = _meaning.get()
+    present = meant()
     token = found.get(present.parameters)
-    if has_request_context():
+    if has_request_context() and not is_loaded(found.provider.name):
         g._atm_token = _Used(
             owner=request._get_current_object(),  # type: ignore[attr-defined]
-            meaning=present,
+            meaning=_meaning.get(),
             handles=session.get(SESSION_KEY),
             found=found,
             slot=slot_key(present.parameters),

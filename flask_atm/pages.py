@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flask import Flask, Response, current_app, json, render_template, request, url_for
-from jinja2 import ChoiceLoader, FileSystemLoader
+from jinja2 import BaseLoader, ChoiceLoader, FileSystemLoader
 from werkzeug.routing import BuildError
 
 from flask_atm.destinations import CannotReturn, referring_path, requested_path
@@ -194,14 +194,19 @@ def _problem(problem: ATMError, code: int, /, **members: Any) -> Response:
 
 def render(template: str, **values: Any) -> str:
     """Render one of our templates, or what the application has in its place."""
-    if "atm" in current_app.blueprints:
-        return render_template(template, **values)
-    # Without the blueprint (ATM_ROUTES is False) Flask does not look into our folder.
-    loaders = [current_app.jinja_env.loader, FileSystemLoader(TEMPLATES)]
-    both = ChoiceLoader([loader for loader in loaders if loader is not None])
-    return render_template(
-        current_app.jinja_env.overlay(loader=both).get_template(template), **values
-    )
+    ours = FileSystemLoader(TEMPLATES)
+    # Without our blueprint (ATM_ROUTES is False) Flask does not look into our folder.
+    theirs = current_app.jinja_env.loader or ours
+    try:
+        return _rendered(ChoiceLoader([theirs, ours]), template, values)
+    except StoreError:
+        # Layouts like to ask who is signed in, also on the page that says that nobody can tell.
+        return _rendered(ours, template, values)
+
+
+def _rendered(loader: BaseLoader, template: str, values: dict[str, Any]) -> str:
+    environment = current_app.jinja_env.overlay(loader=loader)
+    return render_template(environment.get_template(template), **values)
 
 
 def _present(members: dict[str, Any]) -> dict[str, Any]:

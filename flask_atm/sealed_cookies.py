@@ -28,7 +28,7 @@ def seal_cookie(
     record: str,
     path: str,
     max_age: int,
-    same_site: Literal["Lax", "None"] = "Lax",
+    same_site: Literal["Strict", "Lax", "None"] = "Lax",
 ) -> None:
     """Put a sealed JSON value into a cookie, which scripts cannot read.
 

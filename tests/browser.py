@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 from tests.servers import OIDCServer
 from tests.servers.oidc import new_session
 
-__all__ = ["Browser"]
+__all__ = ["NAVIGATION", "Browser"]
 
 NAVIGATION = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
 

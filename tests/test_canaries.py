@@ -6,20 +6,34 @@ import io
 import logging
 import pickle
 import traceback
+import zlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterator
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from flask import Flask
-from werkzeug.test import TestResponse
+from flask.testing import FlaskCliRunner
+from werkzeug.test import Cookie, TestResponse
 
-from flask_atm import ATM, LoginRequired, ProtocolError, current_login, current_user_token
+from flask_atm import (
+    ATM,
+    EngineParameters,
+    LoginRequired,
+    ProtocolError,
+    current_login,
+    current_user_token,
+)
+from flask_atm.cli import atm as atm_commands
 from flask_atm.grants.vault import record_key
 from flask_atm.state import STATE_KEY, State
 from flask_atm.testing import FakeClock
 from tests.browser import NAVIGATION, Browser
+from tests.conftest import Watch
 from tests.servers import ClientRegistration, OIDCServer
 
 SECRET_KEY = "canary-5f1c2b7a9d3e4f60718293a4b5c6d7e8f90a1b2c"
@@ -60,11 +74,22 @@ def app(oidc: OIDCServer, client: ClientRegistration, clock: FakeClock, tmp_path
         ATM_ISSUER=oidc.issuer,
         ATM_CLIENT_ID=client.client_id,
         ATM_CLIENT_SECRET=client.client_secret,
-        ATM_APIS={"api": {"base_url": oidc.api_url}},
+        ATM_APIS={
+            "api": {"base_url": oidc.api_url},
+            "own": {"base_url": oidc.api_url, "token": "client"},
+        },
+        ATM_CLIENTS={"own": {"provider": "oidc"}},
         PROPAGATE_EXCEPTIONS=False,
     )
-    atm = ATM(app, clock=clock)
+    # The breaker would keep most of the failures away from the server.
+    engine = EngineParameters(breaker_pause=1e-6, client_pause=1e-6, doubt_wait=0.05)
+    atm = ATM(app, clock=clock, engine=engine)
     api = atm.api("api")
+    own = atm.api("own")
+
+    @app.get("/own")
+    def call_as_ourselves() -> str:
+        return str(own.get("x").status_code)
 
     @app.get("/call")
     def call() -> str:
@@ -80,6 +105,30 @@ def app(oidc: OIDCServer, client: ClientRegistration, clock: FakeClock, tmp_path
         return "\n".join(shown)
 
     return app
+
+
+def s256(verifier: str) -> str:
+    return urlsafe_b64encode(sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def verifier_of(app: Flask, browser: Browser, login_state: str) -> str:
+    """Open the pending sign-in as only this application can."""
+    state: State = app.extensions[STATE_KEY]
+    (cookie,) = [one for one in (browser.client._cookies or {}).values() if "pending" in one.key]
+    sealed = urlsafe_b64decode(cookie.value + "=" * (-len(cookie.value) % 4))
+    members = state.ring.open_json(sealed, purpose=f"cookie {cookie.key}", record=login_state)
+    return str(members["v"])
+
+
+def readable(cookie: Cookie) -> str:
+    """All that can be read in a cookie: as it is, decoded, and unpacked."""
+    found = [cookie.value.encode()]
+    for part in cookie.value.strip(".").split("."):
+        with suppress(ValueError):
+            found.append(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        with suppress(zlib.error):
+            found.append(zlib.decompress(found[-1]))
+    return b" ".join(found).decode("latin-1")
 
 
 def secrets_of(app: Flask, grant_id: str) -> set[str]:
@@ -110,11 +159,15 @@ def test_j1_no_secret_is_readable_anywhere(
     canaries = {str(client.client_secret), SECRET_KEY}
     browser = Browser(app, oidc)
 
-    # Sign in step by step, to know the code; the verifier is in the token request alone.
+    # Sign in step by step, to know the code and the verifier.
     away = browser.client.get("/oidc/login", headers=NAVIGATION)
     seen.append(away)
     sent = parse_qs(urlsplit(away.headers["Location"]).query)
     assert sent["code_challenge_method"] == ["S256"]
+    verifier = verifier_of(app, browser, sent["state"][0])
+    assert s256(verifier) == sent["code_challenge"][0]
+    canaries.add(verifier)
+    kept = [readable(cookie) for cookie in (browser.client._cookies or {}).values()]
     back = oidc.visit(away.headers["Location"]).url
     canaries.add(parse_qs(urlsplit(back).query)["code"][0])
     parts = urlsplit(back)
@@ -138,10 +191,26 @@ def test_j1_no_secret_is_readable_anywhere(
         {"cut": True},
     ):
         clock.advance(1000)
+        oidc.reset()
         oidc.fault("token", **fault)
         seen.append(browser.client.get("/call", headers=NAVIGATION))
+        assert seen[-1].status_code >= 500
+        assert len(oidc.token_requests()) == 1
+    # The application's own token, and what the command line says of all this.
+    clock.advance(1000)
+    seen.append(browser.client.get("/own"))
+    assert seen[-1].text == "200"
+    with app.app_context():
+        canaries.add(app.extensions["atm"].get_client_token().value)
+    commands = [["providers"], ["clients"], ["apis"], ["metadata"], ["grants"], ["token", "own"]]
+    said = [
+        FlaskCliRunner(app).invoke(atm_commands, [*command, *more])
+        for command in commands
+        for more in ([], ["--json"])
+    ]
+    assert {result.exit_code for result in said} == {0}
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    cookies = repr([vars(cookie) for cookie in (browser.client._cookies or {}).values()])
+    kept += [readable(cookie) for cookie in (browser.client._cookies or {}).values()]
 
     # The end: at the provider too, which gets the ID token as a hint.
     page = browser.client.get("/oidc/logout")
@@ -153,12 +222,14 @@ def test_j1_no_secret_is_readable_anywhere(
     # The code and the state have to be in the URLs of the sign-in, and nowhere else.
     places = {
         "pages": pages,
-        "cookies": cookies,
+        "cookies": "\n".join(kept),
+        "command line": "\n".join(result.output for result in said),
         "store": stored.decode("latin-1"),
         "logs": everything_logged.getvalue(),
     }
     assert len(places["logs"]) > 1000
-    assert len(canaries) >= 8
+    assert len(canaries) >= 10
+    assert all(len(text) > 100 for text in places.values())
     for place, text in places.items():
         for canary in canaries:
             assert canary not in text, f"{canary[:6]}… can be read in {place}"
@@ -220,3 +291,24 @@ def test_a18_a_thread_without_a_grant_gets_nobodys_token(app: Flask) -> None:
     assert caught.value.reason == "outside_request"
     with pytest.raises(LoginRequired, match="use_grant"):
         bool(current_login)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_secret"),
+    [
+        ("a token was got: " + "aB3" * 15, True),
+        ("Authorization: Bearer eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl", True),
+        ("{'refresh_token': 'wQ1-" + "xY_9" * 10 + "'}", True),
+        ("oidc." + "k9_" * 15, True),
+        ("'oidc' has ended a sign-in. grant=4bf253d1", False),
+        ("http://127.0.0.1:37717/.well-known/openid-configuration answered 200", False),
+        ("the file '/tmp/pytest-of-root/pytest-202/test_an_instance_folder0/file' is no", False),
+    ],
+)
+def test_j1_the_watch_over_the_whole_suite_sees_what_it_has_to(text: str, is_secret: bool) -> None:
+    """``tests/conftest.py`` puts it over every test: nothing like a token in our logs."""
+    watch = Watch()
+    watch.emit(logging.LogRecord("flask_atm.x", logging.DEBUG, "", 0, "%s", (text,), None))
+    assert bool(watch.found) is is_secret
+    assert any(type(handler) is Watch for handler in logging.getLogger("flask_atm").handlers)
+    assert logging.getLogger("flask_atm.refresh").isEnabledFor(logging.DEBUG)

@@ -12,11 +12,11 @@ from flask import Response
 from flask_atm.errors import ATMError, LoginFailed
 from flask_atm.grants.answers import Tokens
 from flask_atm.grants.user_tokens import NewGrant
-from flask_atm.grants.vault import new_grant_id
 from flask_atm.login.authorization import Received, asked_scope
 from flask_atm.login.exchange_code import check_id_token, complete_claims, is_openid
 from flask_atm.login.pending import find_pending
-from flask_atm.login.sign_in import Attempt, Result, is_used, settle
+from flask_atm.login.used_states import Attempt, Result, is_used, settle
+from flask_atm.login.whose import grant_id_of
 from flask_atm.state import Provider, State
 from flask_atm.tokens import Login, Secret
 
@@ -27,6 +27,8 @@ log = logging.getLogger("flask_atm.login")
 #: One of these makes an authorization response.
 ANSWERS: Final = frozenset({"code", "error"})
 _ERROR: Final = re.compile(r"[\x20-\x21\x23-\x5b\x5d-\x7e]{1,100}")
+#: Providers name the user in what they say; the page shows it, a log does not.
+_ADDRESS: Final = re.compile(r"[^\s'\"<>(),;:]*@[^\s'\"<>(),;:]*")
 
 
 def matching(state: State, provider: Provider, answer: Received) -> Attempt:
@@ -77,7 +79,7 @@ def report(error: LoginFailed, provider: Provider) -> None:
         "a sign-in at %r was refused: %s: %s reference=%s",
         provider.name,
         error.error,
-        error.error_description or error.description,
+        _ADDRESS.sub("(address)", error.error_description or error.description or ""),
         error.reference,
     )
 
@@ -94,7 +96,7 @@ def accept(attempt: Attempt, answer: Received, client: Any) -> Response | None:
     state, provider = attempt.state, attempt.provider
     requested_at = state.clock()
     tokens, claims = _exchange(attempt, client)
-    grant_id = new_grant_id(provider.name)
+    grant_id = grant_id_of(state, provider, str(claims.get("sub", "")))
     if state.hooks.on_login is not None:
         own_response = state.hooks.on_login(_login(attempt, grant_id, claims))
         if own_response is not None:

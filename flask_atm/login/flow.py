@@ -1,4 +1,4 @@
-"""Sign-in: the authorization code flow with PKCE, from the first redirect to the grant.
+"""The two ends of a sign-in, the way out and the way back, and Authlib between them.
 
 Authlib's Flask client is the protocol engine: it writes the authorization request and reads the
 response. Under it are our metadata, our token endpoint, our checks of ID tokens and our pending
@@ -11,11 +11,12 @@ import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from contextlib import suppress
+from html import escape
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from authlib.integrations.flask_client import FlaskIntegration, FlaskOAuth2App, OAuth
-from flask import Flask, Response, request
+from flask import Flask, Response
 
 from flask_atm.destinations import (
     callback_endpoint,
@@ -43,8 +44,9 @@ from flask_atm.login.authorization import (
 )
 from flask_atm.login.exchange_code import check_id_token, is_openid, redeem
 from flask_atm.login.pending import Pending, find_pending, put_pending
-from flask_atm.login.recent import was_sent
-from flask_atm.login.sign_in import USED, Attempt, Result, claim, follow, settle
+from flask_atm.login.recent import is_strict, was_sent
+from flask_atm.login.sign_in import USED, follow
+from flask_atm.login.used_states import Attempt, Result, claim, settle
 from flask_atm.signals import login_failed
 from flask_atm.state import STATE_KEY, Provider, State, current_state
 from flask_atm.tokens import Secret
@@ -165,7 +167,7 @@ def finish(provider_name: str | None) -> Response:
 def _take(attempt: Attempt, answer: Received) -> Response:
     """Use an answer, unless another request has: then go where that one goes."""
     if not claim(attempt):
-        return follow(attempt)
+        return _go_on(attempt)
     client = registry(attempt.state.app).create_client(attempt.provider.name)
     reference = secrets.token_hex(4)
     try:
@@ -178,11 +180,27 @@ def _take(attempt: Attempt, answer: Received) -> Response:
         raise
     if own_response is not None:
         return own_response
-    if request.method == "POST" and not was_sent(attempt.state):
-        # A post from the provider's site comes without the cookies of ours: once more, with them.
-        own_path = urlsplit(attempt.pending.redirect_uri).path
-        return redirect_to(f"{own_path}?state={attempt.login_state.reveal()}")
-    return follow(attempt)
+    return _go_on(attempt)
+
+
+def _go_on(attempt: Attempt) -> Response:
+    """Go where the sign-in leads, with the cookies of this application.
+
+    A browser leaves them out because another site sent it here: with a form that the provider
+    posts, and always where the session is ``Strict``. Then it comes back with the state alone.
+    """
+    if was_sent(attempt.state):
+        return follow(attempt)
+    url = f"{urlsplit(attempt.pending.redirect_uri).path}?state={attempt.login_state.reveal()}"
+    if not is_strict():
+        return redirect_to(url)
+    # Strict cookies stay away through redirects, too: it takes a page of ours to send for them.
+    link = f'<a href="{escape(url)}">Continue</a>'
+    response = Response(f"<!doctype html><title>Sign-in</title>{link}")
+    response.headers["Refresh"] = f"0; url={url}"
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["Referrer-Policy"] = "no-referrer"  # the URL may have a code in it
+    return response
 
 
 # -- Authlib

@@ -5,6 +5,7 @@ is the one that was sent away. Afterwards it stays until it expires, so that a s
 same answer ends where the first one did.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ __all__ = ["LIFETIME", "Pending", "find_pending", "put_pending"]
 LIFETIME: Final = 600
 #: Seconds that the clocks of two hosts may differ.
 _SLACK: Final = 60
+#: Bytes that sealing adds to a cookie, about.
+_SEAL: Final = 64
 _STATE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -93,21 +96,23 @@ class Pending:
 
 
 def put_pending(state: State, login_state: Secret, pending: Pending) -> None:
-    """Let the answer to the present request remember a sign-in; of six the oldest goes."""
+    """Let the answer to the present request remember a sign-in; of too many the oldest go."""
     parts = urlsplit(pending.redirect_uri)
     path = parts.path or "/"
     name = _name(login_state, secure=parts.scheme == "https")
-    known, too_many = recent(state).with_pending(name, path)
+    members = pending.as_json()
+    size = len(name) + len(json.dumps(members)) * 4 // 3 + _SEAL
+    known, too_many = recent(state).with_pending((name, path, size))
     remember_recent(state, known)
 
     def put(response: Response) -> Response:
-        for old_name, old_path in too_many:
+        for old_name, old_path, _ in too_many:
             drop_cookie(response, old_name, path=old_path)
         seal_cookie(
             response,
             state,
             name,
-            pending.as_json(),
+            members,
             record=login_state.reveal(),
             path=path,
             max_age=LIFETIME,

@@ -14,10 +14,12 @@ from flask_atm.sealed_cookies import cookie_name, open_cookie, seal_cookie
 from flask_atm.state import State
 from flask_atm.tokens import FrozenDict
 
-__all__ = ["Recent", "recent", "remember_recent", "was_sent"]
+__all__ = ["Recent", "is_strict", "recent", "remember_recent", "was_sent"]
 
 _MAX_AGE: Final = 600
 _PENDING: Final = 5
+#: Bytes that their cookies may have together: servers take 8 kB of cookies in all.
+_PENDING_BYTES: Final = 3500
 _SIGN_INS: Final = 2
 _PROVIDERS: Final = 8
 _SOON: Final = 30.0
@@ -25,25 +27,29 @@ _WINDOW: Final = 60.0
 _ENVIRON: Final = "flask_atm.login.recent"
 
 Instants = tuple[float, ...]
+PendingCookie = tuple[str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recent:
     """What is remembered of one browser; all changes give a new value.
 
-    :param pending: name and path of the cookies of pending sign-ins, the oldest first.
+    :param pending: name, path and size of the cookies of pending sign-ins, the oldest first.
     :param sign_ins: by provider, when sign-ins ended that a redirect of ours had started.
     :param step_ups: by provider, when the last step-up ended.
     """
 
-    pending: tuple[tuple[str, str], ...] = ()
+    pending: tuple[PendingCookie, ...] = ()
     sign_ins: Mapping[str, Instants] = field(default_factory=FrozenDict)
     step_ups: Mapping[str, Instants] = field(default_factory=FrozenDict)
 
-    def with_pending(self, name: str, path: str) -> tuple[Self, tuple[tuple[str, str], ...]]:
+    def with_pending(self, new: PendingCookie) -> tuple[Self, tuple[PendingCookie, ...]]:
         """Add a pending sign-in; gives those that are too many now, too."""
-        every = (*self.pending, (name, path))
-        return replace(self, pending=every[-_PENDING:]), every[:-_PENDING]
+        every = (*self.pending, new)
+        first = max(0, len(every) - _PENDING)
+        while first < len(every) - 1 and sum(one[2] for one in every[first:]) > _PENDING_BYTES:
+            first += 1
+        return replace(self, pending=every[first:]), every[:first]
 
     def with_sign_in(self, provider: str, now: float) -> Self:
         """Add a completed sign-in."""
@@ -81,8 +87,14 @@ def recent(state: State) -> Recent:
 
 
 def was_sent(state: State) -> bool:
-    """Tell whether the browser brought the cookie: it leaves it out of a post from elsewhere."""
+    """Tell whether the browser brought the cookie, and so the Flask session, which is like it."""
     return _name(state) in request.cookies
+
+
+def is_strict() -> bool:
+    """Tell whether browsers send the Flask session only from page to page of this site."""
+    same_site = current_app.session_interface.get_cookie_samesite(current_app)
+    return (same_site or "").lower() == "strict"
 
 
 def remember_recent(state: State, value: Recent) -> None:
@@ -103,6 +115,7 @@ def _put(response: Response, state: State) -> Response:
         record="",
         path=current_app.session_interface.get_cookie_path(current_app),
         max_age=_MAX_AGE,
+        same_site="Strict" if is_strict() else "Lax",
     )
     return response
 
@@ -115,7 +128,7 @@ def _name(state: State) -> str:
 def _from_json(value: Any) -> Recent | None:
     try:
         return Recent(
-            pending=tuple((str(name), str(path)) for name, path in value["p"]),
+            pending=tuple((str(name), str(path), int(size)) for name, path, size in value["p"]),
             sign_ins={name: tuple(map(float, at)) for name, at in value["l"].items()},
             step_ups={name: tuple(map(float, at)) for name, at in value["u"].items()},
         )

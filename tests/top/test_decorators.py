@@ -1,9 +1,11 @@
 """@requires_login and @requires_token on every kind of view."""
 
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, Response, send_file, stream_with_context
 from flask.typing import ResponseReturnValue
 from flask.views import MethodView
 
@@ -62,6 +64,36 @@ def add_views(app: Flask) -> None:
         async def get(self) -> ResponseReturnValue:
             return whose()
 
+    class Later(MethodView):
+        decorators = [requires_token(provider="other")]  # noqa: RUF012
+
+        async def get(self) -> ResponseReturnValue:
+            return current_user_token.provider + " " + whose()
+
+    def lines() -> Iterator[str]:
+        try:
+            yield whose()
+            yield f", {current_user_token.provider}"
+        finally:
+            app.extensions["closed"] = True
+
+    @app.get("/stream/<kind>")
+    @requires_token(provider="other")
+    def stream(kind: str) -> ResponseReturnValue:
+        parts = stream_with_context(lines())
+        kinds: dict[str, Any] = {
+            "iterator": parts,
+            "tuple": (parts, {"X-Own": "yes"}),
+            "response": Response(parts),
+        }
+        return cast(ResponseReturnValue, kinds[kind])
+
+    @app.get("/file")
+    @requires_login(provider="other")
+    def file() -> ResponseReturnValue:
+        return send_file(__file__, mimetype="text/plain")
+
+    app.add_url_rule("/later", view_func=Later.as_view("later"))
     app.add_url_rule("/account", view_func=Account.as_view("account"))
     app.add_url_rule("/plain", view_func=Plain.as_view("plain"))
     assert bare.__doc__ == "Says who."
@@ -73,11 +105,13 @@ def add_views(app: Flask) -> None:
     for name, guard in guards.items():
         blueprint = Blueprint(name, __name__, url_prefix=f"/{name}")
         blueprint.before_request(guard)
-        blueprint.add_url_rule("/", "index", lambda: "inside")
+        blueprint.add_url_rule("/", "index", lambda: f"inside {whose()}")
+        blueprint.add_url_rule("/bare", "bare", requires_token(lambda: f"bare {whose()}"))
         app.register_blueprint(blueprint)
 
 
 PATHS = ["/bare", "/called", "/other", "/async", "/async-token", "/resource", "/account", "/plain"]
+PATHS += ["/later", "/stream/iterator", "/stream/tuple", "/stream/response", "/file"]
 GUARDED = ["/guarded/", "/strict/", "/decorated/"]
 
 
@@ -119,13 +153,35 @@ def test_nobody_gets_in_without_a_sign_in(site: Site, path: str) -> None:
         ("/async-token", "other"),
         ("/account", "other bob"),
         ("/plain", "oidc alice"),
-        ("/guarded/", "inside"),
-        ("/strict/", "inside"),
-        ("/decorated/", "inside"),
+        ("/later", "other other bob"),
+        ("/stream/iterator", "other bob, other"),
+        ("/stream/tuple", "other bob, other"),
+        ("/stream/response", "other bob, other"),
+        ("/guarded/", "inside oidc alice"),
+        ("/strict/", "inside other bob"),
+        ("/strict/bare", "bare other bob"),
+        ("/decorated/", "inside oidc alice"),
     ],
 )
 def test_inside_the_proxies_mean_the_decorators_provider(site: Site, path: str, text: str) -> None:
     assert signed_in_twice(site).get(path).text == text
+
+
+def test_a_stream_can_be_left_early_and_a_file_stays_one(site: Site) -> None:
+    client = signed_in_twice(site)
+    response = client.get("/stream/response", buffered=False)
+    response.close()
+    assert site.app.extensions["closed"]
+    with client.get("/file") as file:
+        assert file.data == Path(__file__).read_bytes()
+
+
+def test_what_a_guard_says_holds_for_its_own_request_only(site: Site) -> None:
+    client = signed_in_twice(site)
+    with site.app.app_context():
+        # Flask keeps one g for both.
+        assert client.get("/strict/").text == "inside other bob"
+        assert client.get("/who").text == "alice"
 
 
 def test_a_sign_in_at_another_provider_does_not_count(site: Site) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 from flask import Flask, Response, make_response
+from flask import session as flask_session
 from flask.sessions import SecureCookieSessionInterface
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,6 +130,17 @@ def test_g2_of_twenty_tabs_the_last_five_can_sign_in(site: Site) -> None:
     assert landed == [f"/tab/{i}" for i in range(15, 20)]
 
 
+def test_g2_pending_sign_ins_with_long_ways_back_leave_room_in_the_header(site: Site) -> None:
+    """Servers take 8 kB of cookies; one that refuses them would refuse every callback."""
+    client = site.client()
+    ways = [f"/tab/{i}?{'x' * 1000}" for i in range(5)]
+    paths = [site.answer(site.begin(client, f"/oidc/login?next={quote(way)}")) for way in ways]
+    assert sum(len(f"{c.key}={c.value}; ") for c in jar(client)) < 4096
+    assert refused(client.get(paths[0], headers=PAGE))
+    landed = [client.get(path, headers=PAGE).location for path in paths[-2:]]
+    assert landed == ways[-2:]
+
+
 def test_g2_a_pending_sign_in_is_a_small_sealed_cookie(site: Site) -> None:
     client = site.client()
     response = client.get("/oidc/login?next=/me", headers=PAGE)
@@ -182,6 +194,17 @@ def test_g3_an_error_with_its_state_is_shown_escaped(oidc: OIDCServer) -> None:
     assert refused(response)
     assert "&lt;b&gt;no &amp; never&lt;/b&gt;" in response.text
     assert "access_denied" in response.text
+
+
+def test_g3_addresses_in_what_a_provider_says_are_not_logged(
+    oidc: OIDCServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    description = "User 'alice@example.com' is not in the tenant. Trace: 123"
+    oidc.settings(interaction_error={"error": "access_denied", "error_description": description})
+    site = make_site(oidc)
+    assert "alice@example.com" in site.sign_in(site.client()).text
+    assert "alice" not in caplog.text
+    assert "is not in the tenant. Trace: 123" in caplog.text
 
 
 def test_g4_state_nonce_and_verifier_are_random_and_pkce_is_s256(site: Site) -> None:
@@ -626,6 +649,69 @@ def test_g12_another_user_begins_from_nothing(oidc: OIDCServer) -> None:
     assert len(oidc.requests_to("revocation")) == 2
 
 
+def end(how: str, site: Site, clock: FakeClock, grant_id: str) -> None:
+    """Let a grant end, so that its browser learns of it by its next request."""
+    if how == "refused":
+        site.provider.revoke_grants(client=site.registration)
+        clock.advance(301)
+    elif how == "revoked":
+        site.atm.revoke_grant(grant_id)
+    elif how == "too old":
+        clock.advance(1001)
+        site.provider.advance(1001)
+    else:
+        site.state.store.delete(sha256(grant_id.encode()).hexdigest())
+
+
+@pytest.mark.parametrize("how", ["refused", "revoked", "too old", "lost"])
+@pytest.mark.parametrize("account", ["alice", "bob"])
+def test_g12_also_after_a_sign_in_that_had_ended_nobody_inherits_from_another(
+    oidc: OIDCServer, how: str, account: str
+) -> None:
+    clock = FakeClock()
+    github, _ = provider_settings(oidc, "http://localhost/oidc/callback/github")
+    account_of_github = {**github, "sign_in": False, "scope": "openid"}
+    site = make_site(
+        oidc,
+        atm={"clock": clock},
+        ATM_GRANT_LIFETIME=1000,
+        ATM_PROVIDERS={"github": account_of_github},
+    )
+    client = site.client()
+    client.get("/basket")
+    site.sign_in(client)
+    site.sign_in(client, "/oidc/login/github")
+    with site.app.app_context():
+        end(how, site, clock, f"oidc.{handle(client).partition('.')[2]}")
+    assert client.get("/token").status_code == 401
+    response = site.sign_in(client, account=account)
+    with client.session_transaction() as session:
+        if account == "alice":
+            assert response.location == "/me"
+            assert (set(session), set(session["_atm"])) == ({"_atm", "basket"}, {"oidc", "github"})
+        else:
+            assert response.location == "/"
+            assert (set(session), set(session["_atm"])) == ({"_atm"}, {"oidc"})
+
+
+def test_g12_an_old_answer_does_not_undo_a_later_sign_in(oidc: OIDCServer) -> None:
+    def add_leave(app: Flask) -> None:
+        @app.get("/leave")
+        def leave() -> str:  # how an application signs out that does not know better
+            flask_session.clear()
+            return ""
+
+    site = make_site(oidc, before=add_leave)
+    client = site.client()
+    old = site.answer(site.begin(client))
+    client.get(old, headers=PAGE)
+    client.get("/leave")
+    site.sign_in(client, account="bob")
+    client.get("/basket")
+    assert client.get(old, headers=PAGE).location == "/"
+    assert client.get("/who").text == "bob"
+
+
 def test_d11_a_planted_session_is_left_at_sign_in(site: Site) -> None:
     attacker = site.client()
     site.sign_in(attacker, account="mallory")
@@ -706,7 +792,42 @@ def test_g13_a_form_from_another_site_keeps_the_session_of_this_one(oidc: OIDCSe
     assert "session" not in [c.key for c in jar(poster)]
     assert set(query_of(response.location)) == {"state"}
     # The next request is a GET, which carries all of them.
+    again = poster.post(urlsplit(visit.url).path, data=visit.form, headers=PAGE)
+    assert again.location == response.location
+    assert "session" not in [c.key for c in jar(poster)]
     assert client.get(response.location, headers=PAGE).location == "/me"
+    assert client.get("/who").text == "alice"
+    assert client.get("/basket").json["basket"] == "full"  # type: ignore[index]
+    assert site.code_requests() == 1
+
+
+@pytest.mark.parametrize("mode", ["query", "form_post"])
+def test_g13_a_strict_session_is_sent_for_by_a_page_of_ours(oidc: OIDCServer, mode: str) -> None:
+    """Browsers keep such cookies back until a page of this site asks, redirects included."""
+    site = make_site(
+        oidc, ATM_AUTHORIZE_PARAMS={"response_mode": mode}, SESSION_COOKIE_SAMESITE="Strict"
+    )
+    client = site.client()
+    client.get("/basket")
+    visit = oidc.visit(client.get("/oidc/login?next=/me", headers=PAGE).location)
+    from_elsewhere = site.client()
+    for cookie in jar(client):
+        assert (cookie.same_site != "Strict") == ("pending" in cookie.key)
+        if cookie.same_site == "Strict":
+            continue
+        from_elsewhere.set_cookie(cookie.key, cookie.value, path=cookie.path)
+    parts = urlsplit(visit.url)
+    if mode == "query":
+        response = from_elsewhere.get(f"{parts.path}?{parts.query}", headers=PAGE)
+    else:
+        response = from_elsewhere.post(parts.path, data=visit.form, headers=PAGE)
+    assert response.status_code == 200
+    assert "session" not in [cookie.key for cookie in jar(from_elsewhere)]
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["Referrer-Policy"] == "no-referrer"
+    url = response.headers["Refresh"].removeprefix("0; url=")
+    assert f'href="{url}"' in response.text
+    assert client.get(url, headers={**PAGE, "Sec-Fetch-Site": "same-origin"}).location == "/me"
     assert client.get("/who").text == "alice"
     assert client.get("/basket").json["basket"] == "full"  # type: ignore[index]
     assert site.code_requests() == 1
@@ -827,6 +948,33 @@ def test_a_connected_account_is_no_sign_in(oidc: OIDCServer) -> None:
         with client.session_transaction() as session:
             assert set(session["_atm"]) == {"github"}
         assert client.get("/who").text == "nobody"
+
+
+@pytest.mark.parametrize("next_user", ["alice", "bob"])
+def test_a_connected_account_stays_for_its_user_only(oidc: OIDCServer, next_user: str) -> None:
+    with FaultyServer(default=Reply(200, {"access_token": "gho_1", "scope": "repo"})) as forge:
+        keys = {
+            "authorization_endpoint": f"{oidc.issuer}/auth",
+            "token_endpoint": f"{forge.url}/token",
+            "client_id": "octo",
+            "sign_in": False,
+        }
+        site = make_site(oidc, ATM_PROVIDERS={"github": keys})
+        client = site.client()
+        site.sign_in(client, account="alice")
+        query = query_of(site.begin(client, "/oidc/login/github"))
+        client.get(f"/oidc/callback/github?code=abc&state={query['state']}", headers=PAGE)
+        with client.session_transaction() as session:
+            assert set(session["_atm"]) == {"oidc", "github"}
+        client.post("/oidc/logout", headers={"Sec-Fetch-Site": "same-origin"})
+        with client.session_transaction() as session:
+            assert set(session["_atm"]) == {"github"}
+
+        site.sign_in(client, account=next_user)
+
+        with client.session_transaction() as session:
+            expected = {"oidc", "github"} if next_user == "alice" else {"oidc"}
+            assert set(session["_atm"]) == expected
 
 
 def test_several_providers_sign_in_beside_each_other(oidc: OIDCServer) -> None:

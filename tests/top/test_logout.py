@@ -224,6 +224,18 @@ def test_who_does_not_come_back_is_revoked_after_a_minute(oidc: OIDCServer) -> N
         assert len(oidc.requests_to("revocation")) == revoked
 
 
+def test_an_id_token_of_almost_4_kb_goes_along(oidc: OIDCServer) -> None:
+    site = make_site(oidc)
+    oidc.fault("token", id_token={"claims": {"groups": ["g" * 20] * 90}})
+    client = signed_in(site)
+    response = client.post("/oidc/logout", headers=HERE, data={"next": "/bye"})
+    hint = query_of(response.location)["id_token_hint"]
+    assert 3000 < len(hint) <= 4096
+    # The provider takes it, and sends the browser back.
+    back = urlsplit(oidc.visit(response.location).url)
+    assert client.get(f"{back.path}?{back.query}").location == "/bye"
+
+
 def test_a_long_id_token_is_left_out(oidc: OIDCServer) -> None:
     site = make_site(oidc)
     oidc.fault("token", id_token={"claims": {"groups": ["g" * 20] * 200}})

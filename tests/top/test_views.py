@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, request
+from flask import Blueprint, Flask, Response, render_template, request
 from jinja2 import DictLoader
 from werkzeug.exceptions import HTTPException
 
 from flask_atm.errors import (
+    ConfigurationError,
     InsufficientScope,
     LoginFailed,
     LoginRequired,
@@ -16,6 +17,7 @@ from flask_atm.errors import (
     ServerUnavailable,
     StoreError,
 )
+from flask_atm.grants.stores import MemoryStore
 from tests.servers import OIDCServer
 
 from .support import PAGE, Site, make_site, query_of
@@ -206,7 +208,86 @@ def test_pages_are_there_without_the_routes(oidc: OIDCServer) -> None:
     assert "login_url" not in client.get("/me").json  # type: ignore[operator]
 
 
+def test_pages_are_there_beside_a_blueprint_of_that_name(oidc: OIDCServer) -> None:
+    def own(app: Flask) -> None:
+        blueprint = Blueprint("atm", __name__, url_prefix="/oidc")
+        blueprint.add_url_rule("/login", "login", lambda: app.extensions["atm"].login())
+        blueprint.add_url_rule("/callback", "callback", lambda: app.extensions["atm"].callback())
+        app.register_blueprint(blueprint)
+
+    with pytest.raises(ConfigurationError, match="ATM_ROUTES"):
+        make_site(oidc, before=own)
+    site = make_site(oidc, before=own, ATM_ROUTES=False)
+    client = site.client()
+    assert client.get("/oidc/callback?state=x", headers=PAGE).status_code == 400
+    site.sign_in(client, "/oidc/login")
+    assert client.get("/who").text == "alice"
+
+
+class Silent(MemoryStore):
+    """A store that can be made not to answer."""
+
+    is_down = False
+
+    def read(self, key: str) -> Any:
+        if self.is_down:
+            raise StoreError("down")
+        return super().read(key)
+
+
+def test_a_page_that_asks_who_is_signed_in_when_nobody_can_tell(oidc: OIDCServer) -> None:
+    def own(app: Flask) -> None:
+        page = "{% if current_login %}{{ current_login.subject }}{% endif %} own"
+        app.jinja_loader = DictLoader({"atm/error.html": page})
+        add_errors(app)
+
+    store = Silent()
+    client = make_site(oidc, before=own, atm={"store": store}).client()
+    with client.session_transaction() as session:
+        session["_atm"] = {"oidc": "store.grant"}
+    assert client.get("/raise/failed", headers=PAGE).text == " own"
+    store.is_down = True
+    response = client.get("/me", headers=PAGE)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    assert "<h1>Not available</h1>" in response.text
+
+
+def test_macros_know_who_is_signed_in(oidc: OIDCServer) -> None:
+    def own(app: Flask) -> None:
+        macro = "{% macro who() %}{{ current_login.subject if current_login else 'nobody' }}"
+        macro += "{{ ' has a token' if current_user_token }}{% endmacro %}"
+        page = "{% from 'macro' import who %}{{ who() }}"
+        app.jinja_loader = DictLoader({"macro": macro, "page": page})
+        app.add_url_rule("/page", "page", lambda: render_template("page"))
+
+    site = make_site(oidc, before=own)
+    client = site.client()
+    assert client.get("/page").text == "nobody"
+    site.sign_in(client)
+    assert client.get("/page").text == "alice has a token"
+
+
 # -- handlers that were there before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("what", [HTTPException, Exception])
+def test_a_catch_all_of_the_application_leaves_sign_in_to_us(
+    oidc: OIDCServer, when: str, what: type[Exception]
+) -> None:
+    def own(app: Flask) -> None:
+        app.register_error_handler(what, lambda error: ("caught", 500))
+
+    site = make_site(oidc, before=own if when == "before" else add_errors)
+    if when == "before":
+        add_errors(site.app)
+    else:
+        own(site.app)
+    client = site.client()
+    assert client.get("/me", headers=PAGE).status_code == 302
+    assert client.get("/me").mimetype == "application/problem+json"
+    assert client.get("/raise/store").status_code == 503
+    assert client.get("/nowhere").text == "caught"
 
 
 @pytest.mark.parametrize("what", [LoginRequired, 401])
@@ -276,6 +357,22 @@ def test_the_prefix_can_be_changed(oidc: OIDCServer) -> None:
     client = site.client()
     assert query_of(site.begin(client, "/auth/login"))["redirect_uri"] == callback
     assert client.get("/oidc/login").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("after_login", "landed"),
+    [("/", "/shop/"), ("/home", "/shop/home"), ("/shop/home", "/shop/home"), ("who", "/shop/who")],
+)
+def test_mounted_below_a_path_a_sign_in_does_not_lead_out_of_it(
+    oidc: OIDCServer, after_login: str, landed: str
+) -> None:
+    site = make_site(
+        oidc, callback="http://localhost/shop/oidc/callback", ATM_AFTER_LOGIN=after_login
+    )
+    client, base_url = site.client(), "http://localhost/shop"
+    begun = client.get("/oidc/login", base_url=base_url, headers=PAGE)
+    path = site.answer(begun.location).removeprefix("/shop")
+    assert client.get(path, base_url=base_url, headers=PAGE).location == landed
 
 
 def test_mounted_below_a_path_everything_is_found(oidc: OIDCServer) -> None:
