@@ -5,12 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import api_call, imports, proxies, refresh
+from benchmarks import api_call, imports, proxies, redis_store, refresh
 
 
 def main() -> int:
     above = False
-    for part in (proxies, api_call, refresh, imports):
+    for part in (proxies, api_call, refresh, redis_store, imports):
         print(part.__name__)
         for what, figure, limit in part.measure():
             above = above or figure > limit

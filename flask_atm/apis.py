@@ -13,7 +13,13 @@ from flask_atm.calls.origins import destination
 from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.config.keys import APIConfig
 from flask_atm.errors import ConfigurationError, LoginRequired
-from flask_atm.globals import CurrentGrant, current_grant, meaning, meant
+from flask_atm.globals import (
+    CurrentGrant,
+    current_grant,
+    find_grant,
+    meaning,
+    meant,
+)
 from flask_atm.protocols import Customizer, TokenSource
 from flask_atm.state import State, current_state
 from flask_atm.tokens import TokenParameters
@@ -148,11 +154,19 @@ def _named(name: str, session_class: type[S]) -> S:
         meant(),
     )
     kept = made.get((name, session_class))
-    if kept is None or kept[0][0] is not owner[0] or kept[0] != owner:
+    if kept is None or kept[0][0] is not owner[0] or kept[0] != owner or _has_moved(kept[1]):
         state = current_state()
         made_now = _make(state, _api_config(state, name), session_class)
         kept = made[name, session_class] = (owner, made_now)
     return cast(S, kept[1])
+
+
+def _has_moved(made: AuthorizedSession) -> bool:
+    """Tell whether the application says now that another user is meant."""
+    source = made._authorizer.source
+    if not isinstance(source, CurrentGrant) or not source.loaded:
+        return False
+    return find_grant(source.provider.name)[2] != source.grant_id
 
 
 def api_proxy(name: str, session_class: type[S]) -> S:

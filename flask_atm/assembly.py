@@ -45,17 +45,18 @@ def make_state(
         has_store=not isinstance(store, MemoryStore | None),
     )
     back_channel = _back_channel(config, http_session)
+    parameters = engine or EngineParameters(timeout=config.token_timeout)
     return State(
         app=app,
         config=config,
         clock=clock,
         # Without a provider nothing is shared, and a key of this process is enough.
         ring=KeyRing(config.ring_secrets or (os.urandom(32),)),
-        store=store or _make_store(app, config, clock),
+        store=store or _make_store(app, config, clock, parameters),
         back_channel=back_channel,
         metadata=MetadataCache(back_channel, clock=clock, timeout=config.token_timeout),
         connections=Connections(),
-        parameters=engine or EngineParameters(timeout=config.token_timeout),
+        parameters=parameters,
         hooks=hooks,
         checkpoint=checkpoint,
         _alone=MemoryStore(clock=clock),
@@ -77,14 +78,16 @@ def _back_channel(
     )
 
 
-def _make_store(app: Flask, config: Config, clock: Clock) -> AtomicGrantStore:
+def _make_store(
+    app: Flask, config: Config, clock: Clock, parameters: EngineParameters
+) -> AtomicGrantStore:
     url = config.store
     if url == "sqlite":
         url = f"sqlite:///{Path(app.instance_path) / 'flask_atm.sqlite3'}"
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         _check_folder(Path(url.removeprefix("sqlite:///")))
-    return BY_SCHEME[scheme](url, config.store_prefix, clock)
+    return BY_SCHEME[scheme](url, config.store_prefix, clock, parameters)
 
 
 def _check_folder(path: Path) -> None:

@@ -123,12 +123,20 @@ class ATM:
             engine=self._engine,
             checkpoint=self._checkpoint,
         )
+        has_routes = state.config.routes and (
+            state.config.providers or self._hooks.provider_loader is not None
+        )
+        if has_routes and "atm" in app.blueprints:
+            raise ConfigurationError(
+                "the application has a blueprint called 'atm', the name of ours: give it another"
+                " one, or set ATM_ROUTES to False if the routes are in it"
+            )
         app.extensions["atm"] = self
         app.extensions[STATE_KEY] = state
         app.jinja_env.globals["current_login"] = current_login
         app.jinja_env.globals["current_user_token"] = current_user_token
         views.register_error_handlers(app)
-        if state.config.routes and (state.config.providers or self._hooks.provider_loader):
+        if has_routes:
             app.register_blueprint(views.make_blueprint(state.config))
 
     # -- APIs

@@ -30,7 +30,6 @@ __all__ = [
     "current_user_token",
     "find_grant",
     "forget_looked_up",
-    "is_loaded",
     "mean_until_the_end",
     "meaning",
     "meant",
@@ -146,6 +145,8 @@ class CurrentGrant:
 
     provider: Provider
     grant_id: str = field(repr=False)
+    #: Whether the application said whose grant is meant: it may say another one any time.
+    loaded: bool
     _snapshot: Snapshot
     #: What was read, and when by the clock, until somebody has used it.
     _unused: list[tuple[Snapshot, float]]
@@ -219,15 +220,6 @@ def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str |
     return state, provider, grant_id
 
 
-def is_loaded(provider_name: str) -> bool:
-    """Tell whether the application says whose grant is meant; it may say another one any time."""
-    return (
-        current_state().hooks.grant_loader is not None
-        and meant().grant_id is None
-        and handle_of(provider_name) is None
-    )
-
-
 def _outside() -> LoginRequired:
     return LoginRequired(
         "Nobody is signed in outside a request: name the grant, with atm.use_grant(grant_id) or"
@@ -257,6 +249,11 @@ def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | 
     return CurrentGrant(
         provider=provider,
         grant_id=grant_id,
+        loaded=(
+            state.hooks.grant_loader is not None
+            and meant().grant_id is None
+            and handle_of(provider.name) is None
+        ),
         _snapshot=snapshot,
         _unused=[(snapshot, provider.tokens.clock())],
         _tokens={},
@@ -343,7 +340,7 @@ def _get_token() -> UserToken | Nobody:
         return found
     present = meant()
     token = found.get(present.parameters)
-    if has_request_context() and not is_loaded(found.provider.name):
+    if has_request_context() and not found.loaded:
         g._atm_token = _Used(
             owner=request._get_current_object(),  # type: ignore[attr-defined]
             meaning=_meaning.get(),

@@ -57,6 +57,7 @@ ROOMS = """
         grants.stores.stepped
         grants.stores.memory
         grants.stores.sqlite
+        grants.stores.redis_link
         grants.stores.redis
         grants.stores.sql
         grants.stores.paired
@@ -92,6 +93,8 @@ ROOMS = """
         login.authorization
         login.exchange_code
         endings
+        login.used_states
+        login.whose
         login.sign_in
         login.accept
         login.flow
@@ -134,7 +137,7 @@ DOORS = {
     "markupsafe": ["top: *"],
     "opentelemetry": ["ext.otel"],
     "pytest": _TESTING,
-    "redis": ["grants.stores.redis"],
+    "redis": ["grants.stores.redis_link"],
     "requests": ["oauth.back_channel", *_API_CALLS, "assembly", "extension", *_TESTING],
     "sqlalchemy": ["grants.stores.sql"],
     "urllib3": ["oauth.wire", "oauth.back_channel", *_API_CALLS],

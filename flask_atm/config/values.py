@@ -55,7 +55,6 @@ NOT_YET: Final[tuple[tuple[str, object], ...]] = (
     ("store", "mariadb*"),
     ("store", "mysql*"),
     ("store", "postgres*"),
-    ("store", "redis*"),
     ("store", "session"),
     ("store", "sqlite+*"),
     ("token", "exchange"),
@@ -132,7 +131,7 @@ def store(value: object) -> str:
         raise Invalid("has to be a text; a store object goes to ATM(store=…)")
     if _STORE.fullmatch(read.text(value)) and not value.endswith(":memory:"):
         return value
-    raise Invalid("has to be sqlite, sqlite:///path or memory")
+    raise Invalid("has to be sqlite, sqlite:///path, redis://host or memory")
 
 
 def cache(value: object) -> str | FrozenDict:

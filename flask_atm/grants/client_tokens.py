@@ -29,6 +29,7 @@ _RECORD_LIFETIME: Final = 31 * 86400.0
 #: The end of the year 9999: a generation outlives every token of an earlier one.
 _NEVER: Final = 253402300799.0
 _REMEMBERED: Final = 1024
+_TRIES: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,21 +210,22 @@ class _Call:
 
     def opened(self, engine: Engine, key: str) -> Snapshot:
         """Give the record, made if need be."""
-        snapshot = engine.vault.read(key)
-        while snapshot is None:
+        for _ in range(_TRIES):
+            snapshot = engine.vault.read(key)
+            if snapshot is not None:
+                return snapshot
             grant = Grant(
                 provider=engine.name, issuer=self.owner.issuer, client_id=self.owner.client_id
             )
             sealed = engine.vault.seal(key, grant, version=1)
             ends_at = self.owner.clock() + _RECORD_LIFETIME
-            if not engine.vault.store.create(key, sealed, ends_at=ends_at):
-                # It is there: somebody made it just now, or it does not open any more.
-                snapshot = engine.vault.read(key)
-                if snapshot is None:
-                    engine.vault.delete(key, keep=None, index=())
-                continue
-            snapshot = engine.vault.read(key)
-        return snapshot
+            made = engine.vault.store.create(key, sealed, ends_at=ends_at)
+            if not made and engine.vault.read(key) is None:
+                # It is there, and does not open any more.
+                engine.vault.delete(key, keep=None, index=())
+        raise StoreError(
+            "the store does not keep a new record: its clock is far from that of this application"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,13 +7,14 @@ for a lock: one caller of a process leads, the others wait for its end and then 
 
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from threading import Event as ThreadEvent
 from typing import Literal, NoReturn, TypeAlias
 
 from flask_atm.errors import ATMError, LoginRequired, ServerUnavailable
-from flask_atm.grants.breaker import Breaker, Refusals
+from flask_atm.grants.breaker import Breaker, Refusals, again
 from flask_atm.grants.control import lease_left
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.record import (
@@ -28,7 +29,7 @@ from flask_atm.grants.record import (
     decide,
     is_too_old,
 )
-from flask_atm.grants.refresh import Event, Refresher, Renewal
+from flask_atm.grants.refresh import Refresher, Renewal
 from flask_atm.grants.single_flight import Flight, SingleFlight
 from flask_atm.grants.vault import Vault
 
@@ -123,7 +124,7 @@ class _Call:
                     return snapshot, decision.meanwhile
                 return self.after_attempt(None, seen)
             if refused is not None:
-                raise _again(refused)
+                raise refused
             if turn > 1:
                 # Twice there was nothing to wait for: a record that goes on changing.
                 self.sleep(self.engine.parameters.poll_first)
@@ -138,7 +139,9 @@ class _Call:
     def refuse(self, decision: Unavailable | Denied) -> NoReturn:
         provider = self.engine.name
         if isinstance(decision, Unavailable):
-            raise ServerUnavailable(retry_after=decision.retry_after, provider=provider)
+            raise self.engine.breaker.refusal(provider) or ServerUnavailable(
+                retry_after=decision.retry_after, provider=provider
+            )
         if decision.reason == "expired":
             message = "The sign-in has no refresh token, and its access token has expired."
         else:
@@ -150,49 +153,55 @@ class _Call:
     def renew_if_nobody_does(self, snapshot: Snapshot) -> _Seen:
         """Refresh, unless somebody does already."""
         seen: _Seen = "busy"
-        events: list[Event] = []
+        later: list[Callable[[], None]] = []
         with self.engine.flights.enter(self.key) as (leads, flight):
             if leads:
-                seen = self.attempt(snapshot, flight, events, place_by=time.monotonic())
-        self.notify(events)
+                seen = self.attempt(snapshot, flight, later, place_by=time.monotonic())
+        self.finish(later)
         return seen
 
     # -- there is no token: everybody waits
 
     def renew_or_wait(self, snapshot: Snapshot) -> ATMError | Snapshot | None:
         """Refresh, or wait for who does; give why there is no token or what came, if known."""
-        events: list[Event] = []
+        later: list[Callable[[], None]] = []
         seen: _Seen = "look"
         # Whoever gets a place later than this could not be done in time.
         place_by = self.give_up - self.engine.parameters.doubt_wait - self.engine.parameters.timeout
         with self.engine.flights.enter(self.key) as (leads, flight):
             if leads:
-                seen = self.attempt(snapshot, flight, events, place_by=place_by)
+                seen = self.attempt(snapshot, flight, later, place_by=place_by)
                 if seen == "busy":
                     self.watch()
                 elif seen == "full":
                     error = ServerUnavailable(retry_after=1, provider=self.engine.name)
                     flight.fail(error, self.want.slot)
-        self.notify(events)
+        self.finish(later)
         if not leads:
             flight.wait(max(0.0, self.give_up - time.monotonic()))
         return flight.error_for(self.want.slot) or (seen if isinstance(seen, Snapshot) else None)
 
     def attempt(
-        self, snapshot: Snapshot, flight: Flight, events: list[Event], *, place_by: float
+        self,
+        snapshot: Snapshot,
+        flight: Flight,
+        later: list[Callable[[], None]],
+        *,
+        place_by: float,
     ) -> _Seen:
         """Make the attempt of this process; its failure is everybody's who waits for it."""
         try:
             return self.engine.refresher.run(
-                snapshot, self.want, self.renewal, deadline=place_by, events=events
+                snapshot, self.want, self.renewal, deadline=place_by, later=later
             )
         except ATMError as error:
             flight.fail(error, self.want.slot)
             return "look"
 
-    def notify(self, events: list[Event]) -> None:
-        for event in events:
-            self.renewal.notify(event)
+    def finish(self, later: list[Callable[[], None]]) -> None:
+        """Do what may run code of the application, or take its time: now nothing is held."""
+        for step in later:
+            step()
 
     def watch(self) -> None:
         """Poll the record until no other process holds its lease, or no time is left."""
@@ -225,7 +234,7 @@ class _Call:
             return snapshot, slot
         if error is None:
             return self.last_look(snapshot)
-        raise _again(error)
+        raise again(error)
 
     def is_good(self, slot: Slot) -> bool:
         return slot.token.reveal() != self.want.rejected and not is_too_old(slot, self.want)
@@ -246,11 +255,3 @@ class _Call:
 def _forced(want: Want, snapshot: Snapshot) -> Want:
     slot = snapshot.grant.slots.get(want.slot)
     return replace(want, since=snapshot.now, seen=slot.token.reveal() if slot else None)
-
-
-def _again(error: ATMError) -> ATMError:
-    """Give the same error for another thread, without calling a constructor of its own."""
-    twin = type(error).__new__(type(error))
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    return twin

@@ -38,8 +38,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Event as ThreadEvent
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from flask_atm.errors import (
     ATMError,
@@ -61,6 +62,8 @@ from flask_atm.oauth.back_channel import Result
 __all__ = ["Event", "Exchange", "Refresher", "Renewal"]
 
 log = logging.getLogger("flask_atm.refresh")
+
+_Committed: TypeAlias = Literal["stored", "passed", "gone"]
 
 
 class Exchange(Protocol):
@@ -123,8 +126,9 @@ class _Attempt:
     intent: str | None
     begun: Begun
     started: float
+    held_at: float
     window: float
-    events: list[Event]
+    later: list[Callable[[], None]]
     checkpoint: Callable[[str], None]
     written: bool = False
     answered_at: float = 0.0
@@ -137,8 +141,11 @@ class _Attempt:
 
     @property
     def now(self) -> float:
-        """The store's clock, carried on from ``begin`` by the monotonic one."""
-        return self.begun.now + time.monotonic() - self.started
+        """The store's clock, carried on by the monotonic one since ``begin`` had answered.
+
+        However long that took: a token must not be dated into the future.
+        """
+        return self.begun.now + time.monotonic() - self.held_at
 
     def may_write(self) -> bool:
         """Look at the clock once more, right before the first byte."""
@@ -181,12 +188,12 @@ class Refresher:
         renewal: Renewal,
         *,
         deadline: float,
-        events: list[Event],
+        later: list[Callable[[], None]],
     ) -> Snapshot | Literal["look", "busy", "full"]:
         """Make one attempt upon a record as it was read.
 
         :param deadline: how long to wait for a place at the endpoint, by ``time.monotonic()``.
-        :param events: what happened is added here.
+        :param later: what is to be done once nothing is held is added here.
         :returns: the record with the new token; ``look``: read what came of it; ``busy``: another
             process refreshes; ``full``: there was no place.
         :raises ATMError: why there is no new token.
@@ -196,20 +203,18 @@ class Refresher:
             if not granted:
                 return "full"
             if not self._breaker.enter():
-                raise ServerUnavailable(retry_after=self._breaker.left())
+                raise self._breaker.refusal(snapshot.grant.provider) or ServerUnavailable(
+                    retry_after=self._breaker.left()
+                )
             refresh_token = snapshot.grant.refresh_token
             intent = token_hash(refresh_token.reveal()) if refresh_token else None
             owner = secrets.token_hex(16)
             self._checkpoint("begin")
             started = time.monotonic()
-            begun = self._store.begin(
-                snapshot.key,
-                owner=owner,
-                expected_version=snapshot.control.version,
-                lease=self._parameters.lease,
-                intent=intent,
-            )
+            begun = self._begin(snapshot, owner, intent)
+            held_at = time.monotonic()
             if begun.status != "held":
+                self._breaker.withdraw()
                 return "busy" if begun.status == "busy" else "look"
             self._checkpoint("begun")
             parameters = self._parameters
@@ -222,17 +227,34 @@ class Refresher:
                 intent=intent,
                 begun=begun,
                 started=started,
+                held_at=held_at,
                 window=parameters.send_window + (parameters.doubt_wait if begun.doubt else 0.0),
-                events=events,
+                later=later,
                 checkpoint=self._checkpoint,
             )
             self._hold(attempt)
             return attempt.result or "look"
 
+    def _begin(self, snapshot: Snapshot, owner: str, intent: str | None) -> Begun:
+        """Take the lease; if nobody knows whether that was done, it is taken back."""
+        try:
+            return self._store.begin(
+                snapshot.key,
+                owner=owner,
+                expected_version=snapshot.control.version,
+                lease=self._parameters.lease,
+                intent=intent,
+            )
+        except StoreError:
+            self._breaker.withdraw()
+            self._give_back(snapshot, owner, clear_intent=True)
+            raise
+
     def _hold(self, attempt: _Attempt) -> None:
         """Do what the lease was taken for; whatever happens, it is given back."""
         try:
             if attempt.begun.doubt and not self._may_send_in_doubt(attempt):
+                self._breaker.withdraw()
                 self._abort(attempt, clear_intent=True)
                 return
             self._checkpoint("send")
@@ -274,6 +296,7 @@ class Refresher:
         elif verdict.kind not in ("client", "unsent"):
             self._breaker.succeeded()
         if verdict.kind == "unsent":
+            self._breaker.withdraw()
             self._abort(attempt, clear_intent=True)
         elif verdict.tokens is not None:
             self._accept(attempt, verdict.tokens)
@@ -298,8 +321,8 @@ class Refresher:
             failures += 1
         self._abort(attempt, clear_intent=verdict.spent == "no", pause=pause, failures=failures)
         error = _error_for(verdict, attempt.snapshot.grant.provider, pause)
-        if verdict.kind == "client":
-            self._breaker.refused_client(verdict.error)
+        if isinstance(error, TokenEndpointError) and verdict.kind == "client":
+            self._breaker.refused_client(error)
         elif verdict.kind in ("refused", "interaction", "invalid_grant"):
             self._refusals.remember(attempt.key, attempt.want.slot, error)
         self._tell(attempt, "token_refresh_failed", error=error)
@@ -348,37 +371,21 @@ class Refresher:
 
     def _accept(self, attempt: _Attempt, tokens: Tokens) -> None:
         """Store the tokens, and keep them if the store is away."""
+        claims: Mapping[str, Any] | None = None
+        refused = False
         try:
             claims = attempt.renewal.verify(attempt.snapshot.grant, tokens)
         except ProtocolError as error:
             log.warning("an answer was refused as a whole: %s grant=%s", error, attempt.key[:8])
-            claims = None
             refused = True
-        else:
-            refused = False
+        except BaseException:
+            # A check that breaks proves nothing, and must not cost the refresh token.
+            self._put_away(attempt, tokens, None)
+            raise
         if refused:
-            try:
-                self._end(attempt)
-            finally:
-                attempt.renewal.revoke(attempt.snapshot.grant, tokens)
-        # A process that was stopped with the answer in its hands must not take it for younger.
-        attempt.answered_at = attempt.now
-        received_at = min(
-            attempt.answered_at, attempt.begun.now + attempt.window + self._parameters.timeout
-        )
-        self._checkpoint("commit")
-
-        def store() -> bool:
-            return self._commit(attempt, tokens, claims, received_at)
-
-        stored = True
-        try:
-            stored = store()
-        except StoreError as error:
-            log.error("the store does not take a renewed grant, it is kept: %s", error)  # noqa: TRY400
-            self._keep(attempt, tokens, claims, received_at, store)
-        self._checkpoint("committed")
-        if not stored:
+            attempt.later.append(partial(self._discard, attempt, tokens))
+            self._end(attempt)
+        if not self._put_away(attempt, tokens, claims):
             return
         grant = attempt.snapshot.grant
         self._tell(
@@ -386,6 +393,36 @@ class Refresher:
         )
         if tokens.access_token is None:
             raise self._without_access_token(attempt)
+
+    def _put_away(
+        self, attempt: _Attempt, tokens: Tokens, claims: Mapping[str, Any] | None
+    ) -> bool:
+        """Commit the tokens, or keep them; tell whether they count for anything."""
+        # A process that was stopped with the answer in its hands must not take it for younger.
+        attempt.answered_at = attempt.now
+        received_at = min(
+            attempt.answered_at, attempt.begun.now + attempt.window + self._parameters.timeout
+        )
+        self._checkpoint("commit")
+
+        def offer() -> Callable[[], None] | None:
+            gone = self._commit(attempt, tokens, claims, received_at) == "gone"
+            return partial(self._discard, attempt, tokens) if gone else None
+
+        outcome: _Committed = "stored"
+        try:
+            outcome = self._commit(attempt, tokens, claims, received_at)
+        except StoreError as error:
+            log.error("the store does not take a renewed grant, it is kept: %s", error)  # noqa: TRY400
+            self._keep(attempt, tokens, claims, received_at, offer)
+        except BaseException:
+            # Whatever a store of others raises, and also where the worker is told to go.
+            self._keep(attempt, tokens, claims, received_at, offer)
+            raise
+        self._checkpoint("committed")
+        if outcome == "gone":
+            attempt.later.append(partial(self._discard, attempt, tokens))
+        return outcome == "stored"
 
     def _without_access_token(self, attempt: _Attempt) -> InvalidTokenResponse:
         error = InvalidTokenResponse("the token endpoint answered 200 without an access token")
@@ -417,10 +454,11 @@ class Refresher:
         tokens: Tokens,
         claims: Mapping[str, Any] | None,
         received_at: float,
-    ) -> bool:
+    ) -> _Committed:
         """Store the result on top of whatever version is there; repeated without harm.
 
-        :returns: ``False``: it counts for nothing, somebody else's result or a sign-out does.
+        :returns: ``passed``: it counts for nothing, somebody else's result does; ``gone``: signed
+            out in the meantime, so what came is of no use to anybody.
         """
         base, version, now = attempt.snapshot.grant, attempt.begun.version, attempt.answered_at
         while True:
@@ -433,22 +471,20 @@ class Refresher:
             )
             if outcome == "ok":
                 attempt.result = self._as_stored(attempt, grant, version + 1, now)
-                return True
+                return "stored"
             current = self._vault.read_stored(attempt.key) if outcome == "moved" else None
             if current is None:
-                if outcome == "gone" or not self._vault.holds(attempt.key):
-                    # Signed out in the meantime: what came is of no use to anybody.
-                    attempt.renewal.revoke(base, tokens)
-                return False
+                gone = outcome == "gone" or not self._vault.holds(attempt.key)
+                return "gone" if gone else "passed"
             if _sent(current.grant) != attempt.intent:
-                return False
+                return "passed"
             base, version, now = current.grant, current.control.version, current.now
             there = base.slots.get(attempt.want.slot)
             if there is not None and there.requested_at > attempt.begun.now:
                 # Without rotation the refresh token does not tell who came first: a later request
                 # has brought a newer access token, and this one overslept.
                 if tokens.refresh_token in (None, base.refresh_token):
-                    return False
+                    return "passed"
                 tokens, claims = replace(tokens, access_token=None), None
 
     def _keep(
@@ -457,13 +493,26 @@ class Refresher:
         tokens: Tokens,
         claims: Mapping[str, Any] | None,
         received_at: float,
-        store: Callable[[], object],
+        offer: Callable[[], Callable[[], None] | None],
     ) -> None:
         grant = self._renewed(attempt, attempt.snapshot.grant, tokens, claims, received_at)
         snapshot = self._as_stored(attempt, grant, attempt.begun.version + 1, attempt.now)
         self._vault.keep(
-            attempt.key, KeptAnswer(snapshot=snapshot, store=store, at=time.monotonic())
+            attempt.key, KeptAnswer(snapshot=snapshot, store=offer, at=time.monotonic())
         )
+
+    def _discard(self, attempt: _Attempt, tokens: Tokens) -> None:
+        """Revoke tokens that nobody will use; while the store is away they are kept for that."""
+        revoke = partial(attempt.renewal.revoke, attempt.snapshot.grant, tokens)
+        try:
+            revoke()
+        except StoreError as error:
+            log.warning("tokens of a sign-in that has ended are revoked later: %s", error)
+            self._vault.keep(
+                # Under a name that no record has: nobody is served from it.
+                f"{attempt.key} discarded",
+                KeptAnswer(snapshot=attempt.snapshot, store=revoke, at=time.monotonic()),
+            )
 
     def _as_stored(self, attempt: _Attempt, grant: Grant, version: int, now: float) -> Snapshot:
         """Give the record as a commit leaves it."""
@@ -477,9 +526,13 @@ class Refresher:
 
     # -- the end of an attempt
 
-    def _abort(
+    def _abort(self, attempt: _Attempt, *, clear_intent: bool, **more: Any) -> None:
+        self._give_back(attempt.snapshot, attempt.owner, clear_intent=clear_intent, **more)
+
+    def _give_back(
         self,
-        attempt: _Attempt,
+        snapshot: Snapshot,
+        owner: str,
         *,
         clear_intent: bool,
         pause: float = 0.0,
@@ -490,11 +543,11 @@ class Refresher:
         """Give the lease back; if the store is away, it lapses by itself."""
         try:
             self._store.abort(
-                attempt.key,
-                owner=attempt.owner,
+                snapshot.key,
+                owner=owner,
                 clear_intent=clear_intent,
                 pause=pause,
-                failures=attempt.snapshot.control.failures if failures is None else failures,
+                failures=snapshot.control.failures if failures is None else failures,
                 suspect=suspect,
                 dead=dead,
             )
@@ -507,7 +560,8 @@ class Refresher:
         name: Literal["token_refreshed", "token_refresh_failed", "grant_revoked"],
         **details: Any,
     ) -> None:
-        attempt.events.append(Event(name=name, details=details))
+        event = Event(name=name, details=details)
+        attempt.later.append(partial(attempt.renewal.notify, event))
 
 
 def _sent(grant: Grant) -> str | None:

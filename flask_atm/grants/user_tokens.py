@@ -1,8 +1,9 @@
 """The tokens of users: a grant per sign-in, from its first token response to its revocation."""
 
 import logging
+import random
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from flask_atm.errors import InsufficientScope, LoginRequired
@@ -23,6 +24,9 @@ log = logging.getLogger("flask_atm.user_tokens")
 #: Servers leave these out of what they say they granted, or rename them; nobody is refused for it.
 _UNCERTAIN: Final = frozenset({"openid", "profile", "email", "offline_access"})
 _OUTBOX: Final = "outbox"
+#: Of so many entries of the outbox, so many are looked at in one go.
+_FOUND: Final = 10_000
+_LOOKED_AT: Final = 100
 
 
 class IDTokens(Protocol):
@@ -52,7 +56,7 @@ class NewGrant:
     claims: Mapping[str, Any]
     scope: tuple[str, ...]
     requested_at: float
-    grant_id: str | None = None
+    grant_id: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,14 +110,15 @@ class UserTokens:
         grant_id = new.grant_id or new_grant_id(self.name)
         key = record_key(grant_id)
         grant = self._grant(new)
-        stored = self.vault.store.create(
-            key,
-            self.vault.seal(key, grant, version=1),
-            ends_at=grant.ends_at,
-            index=self._index(grant),
+        sealed = self.vault.seal(key, grant, version=1)
+        created = self.vault.store.create(
+            key, sealed, ends_at=grant.ends_at, index=self._index(grant)
         )
-        if not stored:
-            raise AssertionError("a grant id of 256 random bits was there already")
+        if not created:
+            # A store that has repeated the step, because an answer was lost, finds its own work.
+            stored = self.vault.store.read(key)
+            if stored is None or stored.sealed != sealed:
+                raise AssertionError("a grant id of 256 random bits was there already")
         return grant_id
 
     def _grant(self, new: NewGrant) -> Grant:
@@ -331,8 +336,11 @@ class UserTokens:
         :returns: how many were revoked.
         """
         done = 0
-        found = [key for outbox in self._outboxes for key in self.vault.store.find(outbox, 100)]
-        for key in sorted(found, key=lambda key: key not in due):
+        found = {key for outbox in self._outboxes for key in self.vault.store.find(outbox, _FOUND)}
+        # Those that have to wait, for as long as a newer sign-in lives, must not hide the others.
+        waiting = list(found.difference(due))
+        some = random.sample(waiting, min(len(waiting), _LOOKED_AT))
+        for key in [*found.intersection(due), *some]:
             if done >= limit:
                 break
             outcome = self._revoke_entry(key, now_due=key in due)
@@ -365,7 +373,9 @@ class UserTokens:
         for index in self.ring.digests("index", self.issuer, self.client_id, *entry):
             for key in self.vault.store.find(index):
                 snapshot = self.vault.read_stored(key)
-                if snapshot and snapshot.grant.signed_in_at >= signed_in_at:
+                # One that the server has ended is none, and may be the very one that this is about.
+                alive = snapshot is not None and not snapshot.is_dead
+                if snapshot and alive and snapshot.grant.signed_in_at >= signed_in_at:
                     return True
         return False
 
@@ -397,7 +407,7 @@ class UserTokenSource:
     """A token source for one grant."""
 
     tokens: UserTokens
-    grant_id: str
+    grant_id: str = field(repr=False)
 
     def get(
         self,
@@ -415,7 +425,7 @@ class _Refresh:
     """A renewal by refresh token (RFC 6749, section 6)."""
 
     owner: UserTokens
-    grant_id: str
+    grant_id: str = field(repr=False)
     parameters: TokenParameters
     is_login: bool
 

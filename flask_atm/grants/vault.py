@@ -51,11 +51,12 @@ class KeptAnswer:
 
     :param snapshot: the record as it will be.
     :param store: offers it to the store once; raises :exc:`~flask_atm.StoreError` if it is silent.
+        It may give something to do once the answer is not kept any more.
     :param at: when it was kept, by ``time.monotonic()``.
     """
 
     snapshot: Snapshot
-    store: Callable[[], object]
+    store: Callable[[], Callable[[], None] | None]
     at: float
 
 
@@ -237,17 +238,26 @@ class _Keeper:
         return self._answers.get(key) if self._answers and self._pid == os.getpid() else None
 
     def keep(self, key: str, answer: KeptAnswer) -> None:
-        if self._pid != os.getpid():
-            self._answers, self._thread = {}, None
-            self._pid = os.getpid()
         with self._lock:
+            if self._pid != os.getpid():
+                self._answers, self._thread = {}, None
+                self._pid = os.getpid()
             self._answers[key] = answer
-            if self._thread is None:
-                self._thread = Thread(target=self._run, name="flask-atm-kept", daemon=True)
-                self._thread.start()
             if not self._registered:
                 self._registered = True
                 atexit.register(self._finish)
+            if self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        thread = Thread(target=self._run, name="flask-atm-kept", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # It is offered by whoever reads the record, by the next thread, and at exit.
+            log.warning("no thread can be started to store a renewed grant: %s", error)
+        else:
+            self._thread = thread
 
     def end(self, key: str) -> None:
         """Serve an answer no more; it is still offered, so that its tokens are revoked."""
@@ -257,10 +267,12 @@ class _Keeper:
                 self._answers[f"{key} ended"] = answer
 
     def offer(self, key: str, answer: KeptAnswer) -> None:
-        answer.store()
+        later = answer.store()
         with self._lock:
             if self._answers.get(key) is answer:
                 del self._answers[key]
+        if later is not None:
+            later()
 
     def _offer_all(self) -> bool:
         """Offer every answer; tell whether none is left."""
@@ -270,14 +282,26 @@ class _Keeper:
             except StoreError as error:
                 log.debug("the store does not take an answer yet: %s", error)
                 return False
+            except BaseException:
+                self._last(key)  # so that it does not stand in the way of the others
+                raise
         return not self._answers
+
+    def _last(self, key: str) -> None:
+        with self._lock:
+            # Replaced as a whole: nobody who looks for an answer may miss it.
+            others = {name: one for name, one in self._answers.items() if name != key}
+            self._answers = others | {key: self._answers[key]} if key in self._answers else others
 
     def _run(self) -> None:
         try:
             while self._wait():
                 self._offer_all()
         except BaseException:
-            self._thread = None  # the next answer gets another one
+            with self._lock:
+                self._thread = None
+                if self._answers:
+                    self._start()
             raise
 
     def _wait(self) -> bool:

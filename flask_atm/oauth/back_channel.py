@@ -39,7 +39,7 @@ from flask_atm.oauth.deadline import Attempt, Resolve, Resolver, Stop
 from flask_atm.oauth.wire import POOLS
 from flask_atm.settings import is_loopback
 
-__all__ = ["Answer", "BackChannel", "Failure", "Form", "Reason", "Result"]
+__all__ = ["Answer", "BackChannel", "Failure", "Form", "OwnSession", "Reason", "Result"]
 
 #: Parameters of a request; a list is sent as a repeated parameter.
 Form: TypeAlias = Mapping[str, str | Sequence[str]]
@@ -96,6 +96,13 @@ class _Target:
     @property
     def origin(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnSession:
+    """What ``http_session`` gave: the application's session, or ``None`` for ours."""
+
+    session: requests.Session | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +203,13 @@ class BackChannel:
         """Raise :exc:`~flask_atm.ConfigurationError` for a URL that may not be asked."""
         self._target(url)
 
+    def own_session(self, name: str) -> OwnSession:
+        """Ask the application for a session of its own: its code may block, so do it in time.
+
+        :param name: of the provider or client.
+        """
+        return OwnSession(session=self._http_session(name) if self._http_session else None)
+
     @contextmanager
     def place(self, deadline: float) -> Generator[bool]:
         """Wait for one of the ``max_concurrency`` places of this process.
@@ -222,6 +236,7 @@ class BackChannel:
         max_bytes: int = 262144,
         may_write: Callable[[], bool] | None = None,
         name: str = "",
+        own: OwnSession | None = None,
     ) -> Result:
         """Send one request, once.
 
@@ -231,9 +246,11 @@ class BackChannel:
         :param max_bytes: the largest body that is taken, after decompression.
         :param may_write: asked once, after connecting and right before the first byte.
         :param name: of the provider or client, for ``http_session``.
+        :param own: what :meth:`own_session` gave, if it was asked before.
         :raises ConfigurationError: the URL is not allowed, or the CA bundle or proxy unusable.
         """
         target = self._target(url)
+        session = (own or self.own_session(name)).session
         started = monotonic()
         all_headers = {"Accept-Encoding": "identity", "User-Agent": "flask-atm", **(headers or {})}
         body = None
@@ -241,7 +258,6 @@ class BackChannel:
             body = urlencode(form, doseq=True).encode("ascii")
             all_headers["Content-Type"] = "application/x-www-form-urlencoded"
         request = requests.Request(method, url, headers=all_headers, data=body)
-        session = self._http_session(name) if self._http_session else None
         attempt = Attempt(
             self._here().resolver,
             deadline=deadline,

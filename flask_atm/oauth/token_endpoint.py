@@ -8,7 +8,14 @@ from time import monotonic
 from typing import Final
 
 from flask_atm.errors import ATMError
-from flask_atm.oauth.back_channel import Answer, BackChannel, Failure, Form, Result
+from flask_atm.oauth.back_channel import (
+    Answer,
+    BackChannel,
+    Failure,
+    Form,
+    OwnSession,
+    Result,
+)
 from flask_atm.protocols import ClientAuth
 from flask_atm.tokens import Secret
 
@@ -48,9 +55,9 @@ class Exchange:
 
     url: str
     _back_channel: BackChannel = field(repr=False)
-    _name: str = field(repr=False)
     _form: Form = field(repr=False)
     _headers: Mapping[str, str] = field(repr=False)
+    _own: OwnSession = field(repr=False)
 
     def send(
         self,
@@ -74,7 +81,7 @@ class Exchange:
             deadline=deadline,
             fresh=fresh,
             may_write=may_write,
-            name=self._name,
+            own=self._own,
         )
 
 
@@ -163,8 +170,8 @@ class TokenEndpoint:
         return Exchange(
             url=url,
             _back_channel=self._back_channel,
-            _name=self.name,
             _form=signed,
+            _own=self._back_channel.own_session(self.name),
             _headers={"Accept": "application/json", **headers},
         )
 

@@ -36,10 +36,17 @@ class Watchdog:
                 if asleep:
                     self.changed.notify()
                 else:
-                    thread = threading.Thread(
-                        target=self._run, name="flask-atm-watchdog", daemon=True
-                    )
-                    thread.start()
+                    self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="flask-atm-watchdog", daemon=True)
+        try:
+            thread.start()
+        except BaseException:
+            # Nobody watches, so nobody may count on it: the next one tries again.
+            self._watched.clear()
+            self._wakes_at = math.inf
+            raise
 
     def end(self, watched: _Watched) -> None:
         """It has ended by itself."""

@@ -16,6 +16,7 @@ import requests
 
 from flask_atm.errors import InsufficientScope, LoginRequired, TokenEndpointError
 from flask_atm.grants.control import Begun
+from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.single_flight import ProcessLock
 from flask_atm.grants.stores import MemoryStore, SQLiteStore
 from flask_atm.signals import token_refreshed
@@ -23,9 +24,10 @@ from flask_atm.state import State
 from flask_atm.testing.clock import FakeClock
 from flask_atm.tokens import TokenParameters, UserToken
 from tests.grants.processes import run_everywhere
-from tests.grants.support import Setup, grant_from
+from tests.grants.support import grant_from
 from tests.grants.tools import (
     WAIT,
+    WatchedSetup,
     WatchedStore,
     World,
     make_world,
@@ -38,6 +40,8 @@ from tests.servers.rotating import INVALID_GRANT
 
 #: A lifetime of 300 s ends the freshness between 54 and 60 s before the end.
 STALE, EXPIRED = 260.0, 1000.0
+#: The real times, where nothing has to run out: a crowd on a slow machine takes its time.
+PATIENT = EngineParameters()
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_a1_a13_32_threads_with_an_expired_token_make_one_refresh(
     server: RotatingTokenServer, clock: FakeClock, reuse: Any
 ) -> None:
     server.reuse = reuse
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(EXPIRED)
     server.latency = 0.2
@@ -80,7 +84,7 @@ def test_a1_a13_32_threads_with_an_expired_token_make_one_refresh(
 def test_a2_while_the_answer_is_held_all_other_threads_have_returned(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     old = world.get(grant_id).value
     clock.advance(STALE)
@@ -101,15 +105,6 @@ def test_a2_while_the_answer_is_held_all_other_threads_have_returned(
         server.release()
         assert leader.result(WAIT).value != old
     assert len(refreshes(server)) == 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchedSetup(Setup):
-    def state(self, **arguments: Any) -> State:
-        path = self.config["ATM_STORE"].removeprefix("sqlite:///")
-        return Setup.state(
-            self, store=WatchedStore(SQLiteStore(path, clock=self.clock)), **arguments
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +152,7 @@ def test_a2_while_the_answer_is_held_all_other_processes_have_returned(
 def test_a2_nobody_with_a_valid_token_waits_for_a_place_at_the_endpoint(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock, ATM_BACK_CHANNEL={"max_concurrency": 1})
+    world = make_world(server, clock=clock, engine=PATIENT, ATM_BACK_CHANNEL={"max_concurrency": 1})
     alice, bob = (world.sign_in(server.issue(name), sub=name) for name in ("alice", "bob"))
     old = world.get(bob).value
     clock.advance(STALE)
@@ -413,7 +408,7 @@ def test_a15_children_share_no_connection_to_the_store_and_no_socket(
 
     children = [Child(work) for _ in range(2)]
     for before, after in [child.result() for child in children]:
-        assert 0 < before < after
+        assert before == 0 < after
     endpoint.revoke("nobody's")
     connections = [one.connection for one in server.requests if one.path == "/revoke"]
     assert len(connections) == 4
@@ -430,7 +425,7 @@ def test_a17_50_users_in_one_thread_pool_get_their_own_tokens_only(
 ) -> None:
     server.lifetime = 10**6
     server.decorate = lambda answer: answer | {"expires_in": 300}
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     users = [f"user{number}" for number in range(50)]
     grants = {
         user: world.sign_in(server.issue(user) | {"expires_in": 300}, sub=user) for user in users

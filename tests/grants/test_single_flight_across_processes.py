@@ -1,5 +1,6 @@
-"""A1, A11: one refresh, whoever asks; against a provider that kills a grant for a replay."""
+"""A1, A2, A11: one refresh, whoever asks; against a provider that kills a grant for a replay."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
 from tests.grants.processes import run_everywhere
 from tests.grants.support import Setup, config, grant_from
+from tests.grants.tools import WatchedSetup, WatchedStore
 from tests.servers import OIDCServer
 
 PROCESSES, THREADS = 8, 16
@@ -70,6 +72,48 @@ def test_a1_expired_token_is_refreshed_once_for_8_processes_with_16_threads(
     again = setup.state().provider().tokens.get(grant_id, TokenParameters(force_renewal=True))
     assert again.refreshable
     assert len(oidc.token_requests()) == 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallAndCount:
+    """The same; tells which steps of the store it took to get the token."""
+
+    call: CallAPI
+
+    def __call__(self, state: State, number: int) -> tuple[int, list[str]]:
+        status, _, _ = self.call(state, number)
+        assert isinstance(state.store, WatchedStore)
+        return status, list(state.store.mine)
+
+
+def test_a2_token_inside_the_leeway_is_served_to_all_while_the_answer_is_held(
+    oidc: OIDCServer, tmp_path: Path
+) -> None:
+    inside = 260  # of 300 seconds: the leeway is 54 to 60
+    setup, grant_id = expired(oidc, tmp_path, ahead=inside)
+    job = CallAndCount(call=CallAPI(grant_id=grant_id, api_url=oidc.api_url))
+    others = PROCESSES * THREADS - 1
+    oidc.hold_token_answers()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            run_everywhere,
+            WatchedSetup(config=setup.config, ahead=inside),
+            job,
+            processes=PROCESSES,
+            threads=THREADS,
+        )
+        oidc.wait_held(1, timeout=60)
+        oidc.wait_requests(others, endpoint="api", ended=True, timeout=60)
+        oidc.release()
+        results = running.result(60)
+
+    assert [status for status, _ in results] == [200] * (others + 1)
+    assert len(oidc.token_requests()) == 1
+    assert oidc.stats()["replays"] == 0
+    taken = [tuple(steps) for _, steps in results]
+    assert sum("commit" in steps for steps in taken) == 1
+    # One read each. Whoever read before the lease was taken finds it busy, and waits for nothing.
+    assert {steps for steps in taken if "commit" not in steps} <= {("read",), ("read", "begin")}
 
 
 @pytest.mark.parametrize("latency", [0.2, 2.5])

@@ -61,7 +61,7 @@ def sealed_of(world: World, grant_id: str) -> bytes:
 def test_c1_a_copy_of_5_s_serves_and_no_refresh_token_is_sent(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock, engine=replace(FAST, copy_age=0.3))
+    world = make_world(server, clock=clock)
     fresh, stale, expired, unread = (world.sign_in(server.issue("alice")) for _ in range(4))
     for grant_id in (fresh, stale, expired):
         world.get(grant_id)
@@ -84,7 +84,7 @@ def test_c1_a_copy_of_5_s_serves_and_no_refresh_token_is_sent(
     assert refreshes(server) == []
     vault_copies: dict[str, Any] = vars(vault)["_copies"]
     for key, (stored, at) in list(vault_copies.items()):
-        vault_copies[key] = (stored, at - 0.31)
+        vault_copies[key] = (stored, at - 5.01)
     for grant_id in (fresh, stale, expired):
         with pytest.raises(StoreError):
             world.get(grant_id)

@@ -13,7 +13,7 @@ from flask_atm.errors import StoreError
 from flask_atm.grants.control import Begun, Outcome, Stored
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.record import Snapshot
-from flask_atm.grants.stores import MemoryStore
+from flask_atm.grants.stores import MemoryStore, SQLiteStore
 from flask_atm.grants.vault import record_key
 from flask_atm.protocols import AtomicGrantStore, Clock
 from flask_atm.state import State
@@ -110,6 +110,16 @@ class WatchedStore:
     def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
         found: list[tuple[str, Stored]] = self._do("scan", after, limit)
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchedSetup(Setup):
+    """The same for other processes: each of them watches its own way to the file."""
+
+    def state(self, **arguments: Any) -> State:
+        path = self.config["ATM_STORE"].removeprefix("sqlite:///")
+        store = WatchedStore(SQLiteStore(path, clock=self.clock))
+        return Setup.state(self, store=store, **arguments)
 
 
 class Stops:

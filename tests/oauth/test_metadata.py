@@ -692,6 +692,7 @@ def test_a_failed_renewal_is_logged_as_a_warning(
     cache.get(at(server))
     server.always(Reply(500), path=OPENID)
     instants.advance(3601)
+    caplog.clear()
     with caplog.at_level(logging.WARNING, "flask_atm"):
         for _ in range(10):
             cache.get(at(server))

@@ -1,5 +1,6 @@
 """Grants in an SQLite file: the default. Atomic for all threads and processes of one host."""
 
+import math
 import os
 import sqlite3
 import time
@@ -8,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from flask_atm.errors import StoreError
 from flask_atm.grants import control as steps
@@ -34,6 +35,11 @@ CREATE TABLE IF NOT EXISTS "{prefix}_index" (
 CREATE INDEX IF NOT EXISTS "{prefix}_index_key" ON "{prefix}_index" (key);
 """
 _IDLE: Final = 16
+#: Seconds that a fork waits for steps that run: a store that is locked must not stop it for good.
+_LONGEST_STEP: Final = 5.0
+_A_MOMENT: Final = 0.001
+#: Which file is at a path: device and inode.
+_File: TypeAlias = tuple[int, int] | None
 _TRIMMED: Final = 20
 
 
@@ -44,7 +50,8 @@ class SQLiteStore(SteppedStore):
 
     :param path: the file; it is made at first use.
     :param prefix: in front of the names of the tables.
-    :param timeout: seconds that one step waits for another writer; it is tried twice.
+    :param timeout: seconds that one step waits for another writer, after half of that at most for
+        a new connection; both are tried twice.
     :param clock: gives the present as epoch seconds.
     """
 
@@ -57,14 +64,17 @@ class SQLiteStore(SteppedStore):
         clock: Clock = time.time,
     ) -> None:
         self._path = Path(path)
+        self._name = str(self._path)
+        self._found: _File = None
+        self._looked_at = -math.inf
         self._clock = clock
         self._timeout = timeout
         self._prefix = prefix
         # The prefix may have characters that only a quoted name may have.
         self._grants, self._entries = f'"{prefix}_grants"', f'"{prefix}_index"'
-        # Connections by process: one that came through a fork must not even be closed.
-        self._idle: dict[int, deque[sqlite3.Connection]] = {}
-        weakref.finalize(self, _close_idle, self._idle)
+        self._connections = _Connections()
+        weakref.finalize(self, self._connections.close)
+        _around_forks(self._connections)
         columns = ", ".join(_COLUMNS)
         self._select = f"SELECT {columns}, sealed FROM {self._grants} WHERE key = ?"  # noqa: S608
 
@@ -75,60 +85,73 @@ class SQLiteStore(SteppedStore):
 
     def close(self) -> None:
         """Close the idle connections of this process; later steps open new ones."""
-        _close_idle(self._idle)
+        self._connections.close()
 
     def _connect(self) -> sqlite3.Connection:
+        end = time.monotonic() + self._timeout / 2
         if not self._path.exists():
             # SQLite gives its -wal and -shm files the mode of this one.
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
-            self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            self._path, timeout=self._timeout / 2, isolation_level=None, check_same_thread=False
         )
         try:
-            self._prepare(connection)
+            self._prepare(connection, end)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
+    def _prepare(self, connection: sqlite3.Connection, end: float) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         last = f"{self._prefix}_index_key"
         # Looked at first: whoever only reads does not have to wait for a writer.
         if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (last,)).fetchone():
+            _wait_at_most(connection, end - time.monotonic())
             schema = _SCHEMA.format(prefix=self._prefix)
             connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
+        _wait_at_most(connection, self._timeout)
 
-    def _run(self, step: Callable[[sqlite3.Connection], T]) -> T:
+    def _file(self, *, writes: bool) -> _File:
+        """Tell which file is there: looked at before each write, and for reads once a second."""
+        now = time.monotonic()
+        if writes or now - self._looked_at > 1.0:
+            self._found = _file_at(self._name)
+            self._looked_at = now
+        return self._found
+
+    def _run(self, step: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
         """Do one step; every step is safe to repeat, so a locked file is tried twice."""
         try:
-            return self._try(step)
+            return self._try(step, writes=writes)
         except (sqlite3.Error, OSError) as error:
             if not isinstance(error, sqlite3.OperationalError):
                 raise StoreError(self._cure(error)) from error
         try:
-            return self._try(step)
+            return self._try(step, writes=writes)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(self._cure(error)) from error
 
-    def _try(self, step: Callable[[sqlite3.Connection], T]) -> T:
-        idle = self._idle.get(os.getpid())
-        if idle is None:
-            idle = self._idle.setdefault(os.getpid(), deque())
+    def _try(self, step: Callable[[sqlite3.Connection], T], *, writes: bool) -> T:
+        self._connections.begin_step()
         try:
-            connection = idle.pop()
-        except IndexError:
-            connection = self._connect()
-        try:
-            result = step(connection)
-        except BaseException:
-            connection.close()  # nobody knows its state
-            raise
-        if len(idle) < _IDLE:
-            idle.append(connection)
-        else:
-            connection.close()
+            file = self._file(writes=writes)
+            connection = self._connections.take(file)
+            if connection is None:
+                connection = self._connect()
+                there = _file_at(self._name)
+                if file != there:
+                    # Made, or replaced, meanwhile: nobody knows which one this connection is to.
+                    self._found, file = there, None
+            try:
+                result = step(connection)
+            except BaseException:
+                connection.close()  # nobody knows its state
+                raise
+            self._connections.give(connection, file)
+        finally:
+            self._connections.end_step()
         return result
 
     def _cure(self, error: Exception) -> str:
@@ -145,12 +168,13 @@ class SQLiteStore(SteppedStore):
             try:
                 result = step(connection, self._clock())
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # a full disk may have ended it
+                    connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
             return result
 
-        return self._run(transaction)
+        return self._run(transaction, writes=True)
 
     # -- rows
 
@@ -278,10 +302,111 @@ class SQLiteStore(SteppedStore):
         return self._run(step)
 
 
-def _close_idle(idle: dict[int, deque[sqlite3.Connection]]) -> None:
-    connections = idle.get(os.getpid(), deque())
-    while connections:
-        connections.pop().close()
+def _file_at(path: str) -> _File:
+    """Tell which file is there now, whatever its name."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _wait_at_most(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {max(1, round(seconds * 1000))}")
+
+
+class _Connections:
+    """The idle connections of a store; none of them comes through a fork.
+
+    SQLite's locks do not survive one, but what SQLite knows of them does, and counts for every
+    connection that the child opens later to the same file: it would lock nothing, and the log that
+    it writes to could be deleted by whoever closes the file. So none is open at the moment of it.
+    """
+
+    def __init__(self) -> None:
+        self._idle: deque[tuple[sqlite3.Connection, _File]] = deque()
+        self._running: deque[None] = deque()
+        self._forking = False
+
+    def begin_step(self) -> None:
+        """Keep this process from forking before :meth:`end_step`."""
+        # Without a lock: either this sees the fork that is about to be, or the fork sees this.
+        self._running.append(None)
+        while self._forking:
+            self._running.pop()
+            while self._forking:
+                time.sleep(_A_MOMENT)
+            self._running.append(None)
+
+    def end_step(self) -> None:
+        """Let it fork again."""
+        self._running.pop()
+
+    def take(self, file: _File) -> sqlite3.Connection | None:
+        """Give an idle connection to this very file; one to a file that is gone is closed."""
+        while self._idle:
+            try:
+                connection, opened = self._idle.pop()
+            except IndexError:
+                break  # another thread was faster
+            if file is not None and opened == file:
+                return connection
+            connection.close()
+        return None
+
+    def give(self, connection: sqlite3.Connection, file: _File) -> None:
+        """Take a connection back."""
+        if len(self._idle) < _IDLE:
+            self._idle.append((connection, file))
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the idle ones."""
+        while self._idle:
+            try:
+                connection, _ = self._idle.pop()
+            except IndexError:
+                break
+            connection.close()
+
+    def before_fork(self) -> None:
+        """Let no step begin, and wait for those that run."""
+        self._forking = True
+        give_up = time.monotonic() + _LONGEST_STEP
+        while self._running and time.monotonic() < give_up:
+            time.sleep(_A_MOMENT)
+        self.close()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        self._forking = False
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: of the threads that were here none is left."""
+        self._running.clear()
+        self._forking = False
+
+
+def _around_forks(connections: _Connections) -> None:
+    """Let a store know of forks, for as long as it lives."""
+    if not hasattr(os, "register_at_fork"):
+        return
+    reference = weakref.ref(connections)
+
+    def call(step: Callable[[_Connections], None]) -> Callable[[], None]:
+        def hook() -> None:
+            alive = reference()
+            if alive is not None:
+                step(alive)
+
+        return hook
+
+    os.register_at_fork(
+        before=call(_Connections.before_fork),
+        after_in_parent=call(_Connections.after_fork_in_parent),
+        after_in_child=call(_Connections.after_fork_in_child),
+    )
 
 
 def _stored(row: tuple[object, ...], now: float) -> Stored | None:

@@ -1,0 +1,227 @@
+"""What SQLite does to those who fork, delete its file, or let it wait."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_atm.errors import StoreError
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.stores import BY_SCHEME, SQLiteStore
+from tests.grants.test_single_flight import Child, forks, needs_fork
+
+END = time.time() + 9999
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "grants.sqlite3"
+
+
+def seen_by_a_stranger(path: Path) -> list[str]:
+    """What another program reads, which then closes the file: as the last one, or so it thinks."""
+    script = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]);"
+        "print(*[key for (key,) in c.execute('SELECT key FROM flask_atm_grants ORDER BY key')]);"
+        "c.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+class Steps:
+    """A child that does one step whenever it is told to."""
+
+    def __init__(self, *steps: Callable[[], Any]) -> None:
+        self._told, tell = os.pipe()
+        go, self._go = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for step in steps:
+                os.read(go, 1)
+                try:
+                    os.write(tell, b"1" if step() else b"0")
+                except BaseException:
+                    os.write(tell, b"x")
+            os._exit(0)
+
+    def next(self) -> bytes:
+        os.write(self._go, b".")
+        return os.read(self._told, 1)
+
+    def end(self) -> None:
+        os.waitpid(self._pid, 0)
+
+
+@needs_fork
+@forks
+def test_a15_what_a_child_writes_is_there_when_its_parent_has_closed_the_file(path: Path) -> None:
+    """A daemon: the program has used the store, forks, and ends.
+
+    SQLite's locks do not survive a fork, but it believes that they do. With a connection that came
+    through one the child's own are not locked either; then anybody who closes the file takes
+    himself for the last one, and deletes the log that the child writes to.
+    """
+    store = SQLiteStore(path)
+    store.create("a", b"", ends_at=END)
+    child = Steps(
+        lambda: store.create("b", b"", ends_at=END), lambda: store.create("c", b"", ends_at=END)
+    )
+    assert child.next() == b"1"
+    store.close()
+    assert seen_by_a_stranger(path) == ["a", "b"]
+    assert child.next() == b"1"
+    assert seen_by_a_stranger(path) == ["a", "b", "c"]
+    child.end()
+    assert store.read("c") is not None
+
+
+@needs_fork
+@forks
+def test_a15_a_child_forked_in_the_middle_of_a_step_can_write(path: Path) -> None:
+    in_step, go_on = threading.Event(), threading.Event()
+
+    def clock() -> float:
+        if threading.current_thread().name == "writer":
+            in_step.set()
+            go_on.wait(0.3)
+        return time.time()
+
+    store = SQLiteStore(path, clock=clock)
+    store.create("a", b"", ends_at=END)
+    writer = threading.Thread(
+        target=lambda: store.create("b", b"", ends_at=END), name="writer", daemon=True
+    )
+    writer.start()
+    assert in_step.wait(10)
+    child = Child(lambda: store.create("c", b"", ends_at=END))
+    go_on.set()
+    writer.join()
+    assert child.result() is True
+    assert [key for key, _ in store.scan("", 10)] == ["a", "b", "c"]
+
+
+@needs_fork
+@forks
+def test_a15_a_store_that_is_gone_is_no_trouble_at_a_fork(path: Path) -> None:
+    store = SQLiteStore(path)
+    store.create("a", b"", ends_at=END)
+    del store
+    assert Child(lambda: SQLiteStore(path).read("a") is not None).result() is True
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_was_taken_away_is_not_written_to(path: Path, how: str) -> None:
+    """By a deployment, or a backup that was restored: what goes on in it nobody else sees."""
+    store = SQLiteStore(path)
+    store.create("old", b"", ends_at=END)
+    if how == "deleted":
+        for file in path.parent.glob("grants.sqlite3*"):
+            file.unlink()
+        other = SQLiteStore(path)
+    else:
+        backup = path.with_name("backup")
+        other = SQLiteStore(backup)
+        other.create("backup", b"", ends_at=END)
+        other.close()
+        for file in path.parent.glob("grants.sqlite3-*"):
+            file.unlink()  # or SQLite plays the old log into the new file
+        backup.replace(path)
+        other = SQLiteStore(path)
+    other.create("new", b"", ends_at=END)
+    assert store.create("more", b"", ends_at=END)
+    assert other.read("more") is not None
+    assert store.read("new") is not None
+    assert store.read("old") is None
+    assert "more" in seen_by_a_stranger(path)
+
+
+def test_whoever_only_reads_notices_within_a_second(path: Path) -> None:
+    store = SQLiteStore(path)
+    store.create("a", b"", ends_at=END)
+    assert store.read("a") is not None
+    for file in path.parent.glob("grants.sqlite3*"):
+        file.unlink()
+    store._looked_at -= 1.0
+    assert store.read("a") is None
+
+
+def test_a_file_that_was_taken_away_comes_back_with_mode_0600(path: Path) -> None:
+    store = SQLiteStore(path)
+    store.create("old", b"", ends_at=END)
+    path.unlink()
+    assert store.delete("old") is False
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+# -- time
+
+
+def locked(path: Path) -> sqlite3.Connection:
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_nobody_waits_for_a_lock_beyond_the_budget(path: Path, first: bool) -> None:
+    """(connect + operation) x 2, from which the lease is derived; also for a first connection,
+    which has a table to make and a mode to set."""
+    if first:
+        path.touch()
+    store = SQLiteStore(path, timeout=0.2)
+    if not first:
+        store.create("a", b"", ends_at=END)
+    other = locked(path)
+    started = time.monotonic()
+    with pytest.raises(StoreError, match="locked"):
+        store.create("b", b"", ends_at=END)
+    took = time.monotonic() - started
+    other.execute("ROLLBACK")
+    other.close()
+    assert took < (0.1 + 0.2) * 2 + 0.15
+    assert first or took > 0.3
+    assert store.create("b", b"", ends_at=END)
+
+
+def test_the_time_out_is_that_of_the_engine(path: Path) -> None:
+    parameters = EngineParameters(store_operation=0.05, store_connect=0.05)
+    store = BY_SCHEME["sqlite"](f"sqlite:///{path}", "flask_atm", time.time, parameters)
+    store.create("a", b"", ends_at=END)
+    other = locked(path)
+    started = time.monotonic()
+    with pytest.raises(StoreError):
+        store.create("b", b"", ends_at=END)
+    assert time.monotonic() - started < 0.5
+    other.close()
+
+
+# -- a full disk
+
+
+def test_a_full_disk_is_called_a_full_disk(path: Path) -> None:
+    """SQLite has rolled back by itself then, and a second time is an error of its own."""
+    store = SQLiteStore(path)
+    store.create("a", b"", ends_at=END)
+    original = store._connect
+
+    def small() -> sqlite3.Connection:
+        connection = original()
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    store.close()
+    store._connect = small  # type: ignore[method-assign]
+    with pytest.raises(StoreError, match="full"):
+        store.create("b", bytes(10**6), ends_at=END)
+    assert store.read("a") is not None
