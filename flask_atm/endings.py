@@ -5,11 +5,13 @@ from collections.abc import Collection
 from threading import Thread
 from typing import Final
 
+from flask import Flask, current_app
+
 from flask_atm.errors import ATMError, ConfigurationError, StoreError
 from flask_atm.grants.user_tokens import EndedGrant
 from flask_atm.signals import user_logged_out
 from flask_atm.state import Provider, State
-from flask_atm.tokens import fingerprint
+from flask_atm.tokens import AS_CONFIGURED, TokenParameters, fingerprint
 
 __all__ = ["drain_soon", "end_sign_in", "known_provider"]
 
@@ -57,18 +59,30 @@ def end_sign_in(
     return ended
 
 
-def drain_soon(provider: Provider, due: Collection[str] = ()) -> None:
+def drain_soon(
+    provider: Provider,
+    due: Collection[str] = (),
+    parameters: TokenParameters = AS_CONFIGURED,
+) -> None:
     """Revoke what the outbox of a provider holds; a slow server does not hold up the answer.
 
     :param due: keys of ended grants that are not to wait any longer.
+    :param parameters: of the revocation of these.
     """
-    thread = Thread(target=_drain, args=(provider, due), name="flask-atm-revoke", daemon=True)
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    thread = Thread(
+        target=_drain, args=(app, provider, due, parameters), name="flask-atm-revoke", daemon=True
+    )
     thread.start()
     thread.join(_PATIENCE)
 
 
-def _drain(provider: Provider, due: Collection[str]) -> None:
+def _drain(
+    app: Flask, provider: Provider, due: Collection[str], parameters: TokenParameters
+) -> None:
     try:
-        provider.tokens.drain(due=due)
+        # A secret that is a callable may need the application.
+        with app.app_context():
+            provider.tokens.drain(due=due, parameters=parameters)
     except ATMError as error:
         log.warning("revocations at %r stay in the outbox: %s", provider.name, error)

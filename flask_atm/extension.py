@@ -16,7 +16,7 @@ from flask_atm.globals import current_login, current_user_token, forget_looked_u
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, RequestContext
 from flask_atm.state import STATE_KEY, Hooks, current_state
-from flask_atm.tokens import AccessToken, Login, TokenParameters, UserToken
+from flask_atm.tokens import AS_CONFIGURED, AccessToken, Login, TokenParameters, UserToken
 
 if TYPE_CHECKING:
     from authlib.integrations.flask_client import OAuth
@@ -27,7 +27,6 @@ __all__ = ["ATM"]
 
 S = TypeVar("S", bound=AuthorizedSession)
 _NO_ORIGINS: Final[tuple[str, ...]] = ()
-_AS_CONFIGURED: Final = TokenParameters()
 Loader = Callable[[str], Mapping[str, Any] | None]
 
 
@@ -290,12 +289,15 @@ class ATM:
             yield
         forget_looked_up()
 
-    def revoke_grant(self, grant_id: str | None = None, *, provider: str | None = None) -> None:
+    def revoke_grant(
+        self, grant_id: str | None = None, *, provider: str | None = None, **parameters: Any
+    ) -> None:
         """End a grant: gone at once, its refresh token revoked as soon as that can be done.
 
         :param grant_id: by default the one that is meant now. Without any nothing is done.
+        :param parameters: ``client_assertion`` and ``extra`` of the revocation (RFC 7009).
         """
-        logout.revoke(grant_id, provider)
+        logout.revoke(grant_id, provider, self._customized(_parameters(parameters)))
 
     # -- sign-in and sign-out
 
@@ -355,7 +357,7 @@ class ATM:
 
 
 def _parameters(given: Mapping[str, Any]) -> TokenParameters:
-    return TokenParameters.of(**given) if given else _AS_CONFIGURED
+    return TokenParameters.of(**given) if given else AS_CONFIGURED
 
 
 def _refuse_not_yet(**arguments: object) -> None:

@@ -19,7 +19,7 @@ from flask_atm.browser_session import SESSION_KEY, handle_of
 from flask_atm.errors import LoginRequired
 from flask_atm.grants.record import Snapshot, slot_key
 from flask_atm.state import Provider, State, current_state
-from flask_atm.tokens import Login, TokenParameters, UserToken, fingerprint
+from flask_atm.tokens import AS_CONFIGURED, Login, TokenParameters, UserToken, fingerprint
 
 __all__ = [
     "CurrentGrant",
@@ -38,7 +38,6 @@ __all__ = [
 log = logging.getLogger("flask_atm.store")
 
 
-_AS_CONFIGURED: Final = TokenParameters()
 #: Seconds for which what was read for a request is as good as read now.
 _MOMENT: Final = 1.0
 #: Seconds after which a stream or a job looks again whether its grant has ended.
@@ -57,7 +56,7 @@ class Meaning:
 
     provider: str | None = None
     grant_id: str | None = field(default=None, repr=False)
-    parameters: TokenParameters = _AS_CONFIGURED
+    parameters: TokenParameters = AS_CONFIGURED
 
 
 _PLAIN: Final = Meaning()
@@ -293,9 +292,9 @@ def _kept() -> dict[str, CurrentGrant | Nobody]:
 def forget_looked_up() -> None:
     """Look again at the next use."""
     if has_app_context():
-        g.pop("_atm", None)
-        g.pop("_atm_token", None)
-        g.pop("_atm_sessions", None)
+        kept = g._get_current_object()
+        for name in ("_atm", "_atm_token", "_atm_sessions"):
+            kept.pop(name, None)
 
 
 def _find_login() -> Login | Nobody:
@@ -341,10 +340,10 @@ def _get_token() -> UserToken | Nobody:
     present = meant()
     token = found.get(present.parameters)
     if has_request_context() and not found.loaded:
-        g._atm_token = _Used(
+        g._get_current_object()._atm_token = _Used(
             owner=request._get_current_object(),  # type: ignore[attr-defined]
             meaning=_meaning.get(),
-            handles=session.get(SESSION_KEY),
+            handles=session._get_current_object().get(SESSION_KEY),  # type: ignore[attr-defined]
             found=found,
             slot=slot_key(present.parameters),
         )

@@ -19,6 +19,7 @@ from flask_atm.grants.user_tokens import EndedGrant
 from flask_atm.login.recent import recent, remember_recent
 from flask_atm.sealed_cookies import cookie_name, drop_cookie, open_cookie, seal_cookie
 from flask_atm.state import Provider, State, current_state
+from flask_atm.tokens import AS_CONFIGURED, TokenParameters
 
 __all__ = ["form_token", "is_own_request", "logged_out", "logout", "revoke"]
 
@@ -146,11 +147,14 @@ def _after_provider(state: State, cookie: str, found: Mapping[str, Any]) -> Resp
     return response
 
 
-def revoke(grant_id: str | None, provider_name: str | None) -> None:
+def revoke(
+    grant_id: str | None, provider_name: str | None, parameters: TokenParameters = AS_CONFIGURED
+) -> None:
     """End a grant, and revoke its refresh token as soon as that can be done.
 
     :param grant_id: by default the one that is meant now. Without any nothing is done.
     :param provider_name: whose grant, if none is named; by default the one that is meant.
+    :param parameters: of the revocation.
     :raises LoginRequired: outside a request, and no grant was named.
     :raises StoreError: the store is silent, and the grant still there.
     """
@@ -166,7 +170,7 @@ def revoke(grant_id: str | None, provider_name: str | None) -> None:
     ended = provider.tokens.end(grant_id)
     forget_looked_up()
     if ended is not None:
-        drain_soon(provider, due=[ended.key])
+        drain_soon(provider, due=[ended.key], parameters=parameters)
 
 
 # -- who asks for it

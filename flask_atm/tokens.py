@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, Final, Never, Self
 
 __all__ = [
+    "AS_CONFIGURED",
     "AccessToken",
     "FrozenDict",
     "Login",
@@ -361,7 +362,7 @@ class TokenParameters:
 
     def merge(self, last: "TokenParameters") -> Self:
         """Give both together; what ``last`` sets wins, ``extra`` and claims merge by name."""
-        if last == _UNSET:
+        if last is AS_CONFIGURED or last == AS_CONFIGURED:
             return self
         return replace(
             self,
@@ -376,4 +377,5 @@ class TokenParameters:
         )
 
 
-_UNSET: Final = TokenParameters()
+#: What a caller asks for who asks for nothing in particular.
+AS_CONFIGURED: Final = TokenParameters()

@@ -198,7 +198,7 @@ class Grant:
                 signed_in_at=value["signed_in_at"],
                 ends_at=value["ends_at"],
                 slots={key: Slot.from_json(slot) for key, slot in value["slots"].items()},
-                other={name: value[name] for name in value.keys() - _MEMBERS},
+                other=_other(value),
             )
         except (KeyError, TypeError, AttributeError):
             pass
@@ -250,6 +250,14 @@ class Grant:
         return grant.with_slot(key, slot, now=now)
 
 
+def _other(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give the members that only a newer version knows."""
+    if len(value) == len(_MEMBERS):
+        return _NOTHING
+    return {name: value[name] for name in value.keys() - _MEMBERS}
+
+
+_NOTHING: Final = FrozenDict()
 _MEMBERS: Final = frozenset(Grant(provider="", issuer="", client_id="").as_json())
 
 

@@ -15,7 +15,7 @@ from flask_atm.grants.seal import KeyRing, Unreadable
 from flask_atm.grants.vault import Vault, new_grant_id, record_key
 from flask_atm.oauth.token_endpoint import TokenEndpoint
 from flask_atm.protocols import Clock
-from flask_atm.tokens import AccessToken, Login, TokenParameters, UserToken
+from flask_atm.tokens import AS_CONFIGURED, AccessToken, Login, TokenParameters, UserToken
 
 __all__ = ["EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
 
@@ -329,10 +329,17 @@ class UserTokens:
         }
         return self.ring.seal_json(entry, purpose=_OUTBOX, record=snapshot.key, bound=self.name)
 
-    def drain(self, *, due: Collection[str] = (), limit: int = 10) -> int:
+    def drain(
+        self,
+        *,
+        due: Collection[str] = (),
+        parameters: TokenParameters = AS_CONFIGURED,
+        limit: int = 10,
+    ) -> int:
         """Revoke what the outbox holds; stop at the first revocation that has to be repeated.
 
         :param due: keys of ended grants that are not to wait any longer.
+        :param parameters: of the revocation of these.
         :returns: how many were revoked.
         """
         done = 0
@@ -343,13 +350,13 @@ class UserTokens:
         for key in [*found.intersection(due), *some]:
             if done >= limit:
                 break
-            outcome = self._revoke_entry(key, now_due=key in due)
+            outcome = self._revoke_entry(key, parameters if key in due else None)
             if outcome is None:
                 break
             done += outcome
         return done
 
-    def _revoke_entry(self, key: str, *, now_due: bool) -> bool | None:
+    def _revoke_entry(self, key: str, due: TokenParameters | None) -> bool | None:
         """Revoke one entry; ``False``: not yet; ``None``: the server did not answer."""
         stored = self.vault.store.read(key)
         if stored is None or not stored.control.tombstone:
@@ -359,10 +366,16 @@ class UserTokens:
         except Unreadable as error:
             log.warning("an entry of the outbox cannot be read (%s): it is kept", error)
             return False
-        waits = entry["not_before"] > stored.now and not now_due
+        waits = entry["not_before"] > stored.now and due is None
         if waits or self._has_newer(entry["session_id"], entry["subject"], entry["signed_in_at"]):
             return False
-        if not self.endpoint.revoke(entry["refresh_token"], token_type_hint="refresh_token"):
+        parameters = due or AS_CONFIGURED
+        if not self.endpoint.revoke(
+            entry["refresh_token"],
+            token_type_hint="refresh_token",
+            extra=parameters.extra,
+            client_assertion=parameters.client_assertion,
+        ):
             return None
         self.vault.store.delete(key)
         return True

@@ -138,19 +138,30 @@ class TokenEndpoint:
         exchange = self.prepare(form, client_assertion=client_assertion)
         return exchange.send(deadline=deadline or monotonic() + self._timeout, fresh=fresh)
 
-    def revoke(self, token: str | Secret, *, token_type_hint: str = "refresh_token") -> bool:
+    def revoke(
+        self,
+        token: str | Secret,
+        *,
+        token_type_hint: str = "refresh_token",
+        extra: Mapping[str, str] | None = None,
+        client_assertion: Secret | None = None,
+    ) -> bool:
         """Revoke a token, best effort (RFC 7009). Never raises an :exc:`~flask_atm.ATMError`.
 
+        :param extra: further parameters of the request.
+        :param client_assertion: a JWT of the caller's own instead of the configured secret.
         :returns: ``True``: done, or no further attempt could change anything; ``False``: try later.
         """
         text = token.reveal() if isinstance(token, Secret) else token
-        form = {"token": text, "token_type_hint": token_type_hint}
+        form = {**(extra or {}), "token": text, "token_type_hint": token_type_hint}
         try:
             endpoints = self._resolve()
             if endpoints.revocation_endpoint is None:
                 self._tell_once()
                 return True
-            exchange = self._exchange(endpoints, endpoints.revocation_endpoint, form, None)
+            exchange = self._exchange(
+                endpoints, endpoints.revocation_endpoint, form, client_assertion
+            )
             result = exchange.send(deadline=monotonic() + self._timeout, fresh=False)
         except ATMError as error:
             _log.warning("Revocation at %s failed: %s", self.name, error)

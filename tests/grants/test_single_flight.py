@@ -175,7 +175,7 @@ def test_a2_nobody_with_a_valid_token_waits_for_a_place_at_the_endpoint(
 def test_a10_a_refresh_token_that_is_not_rotated_is_kept(
     server: RotatingTokenServer, clock: FakeClock, kind: str
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     response = server.issue("alice")
     grant_id = world.sign_in(response)
     first = response["refresh_token"]
@@ -203,7 +203,7 @@ def test_a10_a_refresh_token_that_is_not_rotated_is_kept(
 def test_a12_a_resource_that_was_not_granted_is_refused_locally(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock, ATM_RESOURCE="https://api/a")
+    world = make_world(server, clock=clock, engine=PATIENT, ATM_RESOURCE="https://api/a")
     grant_id = world.sign_in(server.issue("alice", resources=["https://api/a"]))
     with pytest.raises(InsufficientScope, match="ATM_RESOURCE"):
         world.get(grant_id, resource="https://api/b")
@@ -215,7 +215,7 @@ def test_a12_a_resource_that_was_not_granted_is_refused_locally(
 def test_a12_what_the_server_refuses_is_tried_once_and_other_slots_keep_working(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     old = world.get(grant_id).value
     for _ in range(3):
@@ -235,7 +235,7 @@ def test_a12_what_the_server_refuses_is_tried_once_and_other_slots_keep_working(
 def test_a12_a_server_that_spends_the_token_ends_in_one_clean_login_required(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     with pytest.raises(TokenEndpointError):
         world.get(grant_id, resource="https://api/b")
@@ -451,7 +451,7 @@ def test_a20_a_lifetime_of_20_s_with_a_leeway_of_60_s_means_a_refresh_per_15_s(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
     server.lifetime, server.clock = 20, clock
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     moments = [0.0]
     for step in range(1, 481):
@@ -471,7 +471,7 @@ def test_a20_a_lifetime_of_20_s_with_a_leeway_of_60_s_means_a_refresh_per_15_s(
 def test_signals_are_sent_when_neither_lease_nor_flight_is_held(
     server: RotatingTokenServer, clock: FakeClock
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(EXPIRED)
     seen: list[tuple[str | None, str]] = []

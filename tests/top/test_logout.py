@@ -323,6 +323,20 @@ def test_with_the_store_down_the_browser_is_signed_out_all_the_same(
 # -- revoke_grant
 
 
+def test_revoke_grant_takes_parameters_of_the_revocation(site: Site) -> None:
+    client = signed_in(site)
+    with client.session_transaction() as known:
+        handle = known["_atm"]["oidc"]
+    grant_id = f"oidc.{handle.partition('.')[2]}"
+    with site.app.app_context():
+        with pytest.raises(TypeError, match="extra"):
+            site.atm.revoke_grant(grant_id, extra={"why": 1})
+        site.atm.revoke_grant(grant_id, extra={"why": "left"})
+    (sent,) = site.provider.requests_to("revocation")
+    assert "why" in sent["parameters"]
+    assert sent["status"] == 200
+
+
 def test_revoke_grant_ends_it_here_and_there(site: Site) -> None:
     client = signed_in(site)
     with client.session_transaction() as known:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from flask_atm.errors import StoreError
 from flask_atm.grants import control as steps
@@ -409,13 +409,25 @@ def _around_forks(connections: _Connections) -> None:
     )
 
 
-def _stored(row: tuple[object, ...], now: float) -> Stored | None:
+def _stored(row: tuple[Any, ...], now: float) -> Stored | None:
     """Read a row; ``None`` for a grant that has ended."""
-    members = dict(zip(_COLUMNS, row[:-1], strict=True))
-    for name in _TIMES:
-        members[name] /= 1000  # type: ignore[operator]
-    members["doubt"], members["tombstone"] = bool(members["doubt"]), bool(members["tombstone"])
-    control = Control(**members)  # type: ignore[arg-type]
+    # Written out, because every request comes by here: a loop over the names takes twice as long.
+    control = Control(
+        version=row[0],
+        sealed_version=row[1],
+        lease_owner=row[2],
+        lease_until=row[3] / 1000,
+        lease=row[4] / 1000,
+        intent=row[5],
+        doubt=bool(row[6]),
+        suspect=row[7],
+        dead=row[8],
+        commit_id=row[9],
+        retry_at=row[10] / 1000,
+        failures=row[11],
+        ends_at=row[12] / 1000,
+        tombstone=bool(row[13]),
+    )
     sealed = row[-1]
     if control.ends_at <= now or not isinstance(sealed, bytes):
         return None
