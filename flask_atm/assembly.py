@@ -87,8 +87,7 @@ def _make_store(
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         _check_folder(Path(url.removeprefix("sqlite:///")))
-    name, plus, _driver = scheme.partition("+")
-    return BY_SCHEME[name + plus](url, config.store_prefix, clock, parameters)
+    return BY_SCHEME[scheme](url, config.store_prefix, clock, parameters)
 
 
 def _check_folder(path: Path) -> None:

@@ -20,8 +20,7 @@ from flask_atm.errors import ATMError, ConfigurationError
 from flask_atm.grants.client_tokens import ClientTokens
 from flask_atm.grants.control import Stored, in_doubt, lease_left, pause_left
 from flask_atm.grants.record import Snapshot
-from flask_atm.grants.stores import MemoryStore, SQLStore
-from flask_atm.grants.stores.sql import ddl as ddl_of
+from flask_atm.grants.stores import MemoryStore
 from flask_atm.grants.user_tokens import UserTokens
 from flask_atm.grants.vault import Vault
 from flask_atm.oauth.metadata import ENDPOINTS
@@ -381,33 +380,6 @@ def _state(snapshot: Snapshot) -> str:
     if lease_left(snapshot.control, snapshot.now):
         return "refreshing"
     return "in doubt" if in_doubt(snapshot.control, snapshot.now) else "ok"
-
-
-@atm.command()
-@click.option(
-    "--dialect",
-    type=click.Choice(["postgresql", "mysql", "mariadb", "sqlite"]),
-    help="The database to write for; left out, that of ATM_STORE.",
-)
-@_json_option
-def ddl(dialect: str | None, as_json: bool) -> None:
-    """Print the statements that make the tables of an SQL store.
-
-    Only where flask-atm itself may not make them. The names are those of ATM_STORE_PREFIX.
-    """
-    state = current_state()
-    if isinstance(state.store, SQLStore):
-        table, dialect = state.store.table, dialect or state.store.dialect
-    elif dialect is not None:
-        table = f"{state.config.store_prefix}_grants"
-    else:
-        raise _Misconfigured("ATM_STORE is no SQL database: name one with --dialect.")
-    statements = ddl_of(table, dialect)
-    if as_json:
-        _show_json({"statement": statement} for statement in statements)
-        return
-    for statement in statements:
-        click.echo("\n".join(line.rstrip() for line in statement.splitlines()) + ";\n")
 
 
 # -- output

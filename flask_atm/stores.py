@@ -2,7 +2,6 @@
 
 from flask_atm.grants.stores.memory import MemoryStore
 from flask_atm.grants.stores.redis import RedisStore
-from flask_atm.grants.stores.sql import SQLStore
 from flask_atm.grants.stores.sqlite import SQLiteStore
 
-__all__ = ["MemoryStore", "RedisStore", "SQLStore", "SQLiteStore"]
+__all__ = ["MemoryStore", "RedisStore", "SQLiteStore"]

@@ -57,11 +57,8 @@ ROOMS = """
         grants.stores.stepped
         grants.stores.memory
         grants.stores.sqlite
-        grants.stores.rows
         grants.stores.redis_link
         grants.stores.redis
-        grants.stores.sql_statements
-        grants.stores.sql_link
         grants.stores.sql
         grants.stores.paired
         grants.stores.session
@@ -142,7 +139,7 @@ DOORS = {
     "pytest": _TESTING,
     "redis": ["grants.stores.redis_link"],
     "requests": ["oauth.back_channel", *_API_CALLS, "assembly", "extension", *_TESTING],
-    "sqlalchemy": ["grants.stores.sql_statements", "grants.stores.sql_link"],
+    "sqlalchemy": ["grants.stores.sql"],
     "urllib3": ["oauth.wire", "oauth.back_channel", *_API_CALLS],
     "werkzeug": ["errors", "top: *", "grants.stores.session", *_TESTING],
 }

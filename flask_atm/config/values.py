@@ -52,7 +52,11 @@ NOT_YET: Final[tuple[tuple[str, object], ...]] = (
     ("paired_store", None),
     ("par", True),
     ("request_object", True),
+    ("store", "mariadb*"),
+    ("store", "mysql*"),
+    ("store", "postgres*"),
     ("store", "session"),
+    ("store", "sqlite+*"),
     ("token", "exchange"),
 )
 
@@ -127,9 +131,7 @@ def store(value: object) -> str:
         raise Invalid("has to be a text; a store object goes to ATM(store=…)")
     if _STORE.fullmatch(read.text(value)) and not value.endswith(":memory:"):
         return value
-    raise Invalid(
-        "has to be sqlite, sqlite:///path, redis://host, postgresql://host/database, or memory"
-    )
+    raise Invalid("has to be sqlite, sqlite:///path, redis://host or memory")
 
 
 def cache(value: object) -> str | FrozenDict:

@@ -694,7 +694,8 @@ def test_a_server_that_speaks_no_tls_got_nothing(channel: BackChannel) -> None:
         result = post(channel, server.url.replace("http:", "https:"))
         assert isinstance(result, Failure)
         assert not result.written
-        assert result.reason in ("tls", "reset")  # as the kernel ends what was not read
+        # As the kernel ends what was not read, or nobody does.
+        assert result.reason in ("tls", "reset", "timeout")
         assert not server.requests
 
 
