@@ -70,7 +70,6 @@ def test_this_engine_passes(place: Place, fleet: Fleet, check: Check) -> None:
     ("kind", "check", "message"),
     [
         (Naive, one_refresh_for_all, "calls failed"),
-        (Naive, the_dead_hold_nobody_up, "calls failed"),
         (ThreadLockOnly, one_refresh_for_all, "calls failed"),
         (LockWithoutSecondLook, one_refresh_for_all, "15 of 16 calls failed"),
         (LeaseWithoutWindow, nothing_is_sent_late, "a refresh token was sent again"),
