@@ -98,7 +98,7 @@ class ClientAuth(Protocol):
 
 
 class AtomicGrantStore(Protocol):
-    """Where grants live: nine steps, each one atomic, for all threads, processes and hosts.
+    """Where grants live: eleven steps, each one atomic, for all threads, processes and hosts.
 
     The store sees keys that are hashes, sealed bytes, and a small control part in clear. All
     instants are epoch seconds by the store's own clock. Every step may raise
@@ -114,8 +114,12 @@ class AtomicGrantStore(Protocol):
         ends_at: float,
         index: Sequence[str] = (),
         doubt: bool = False,
+        version: int = 1,
     ) -> bool:
-        """Put a record where there is none; ``False`` where there is one, or a tombstone."""
+        """Put a record where there is none; ``False`` where there is one, or a tombstone.
+
+        With ``doubt`` and its ``version`` what is put there is a copy of a record that was lost.
+        """
         ...
 
     def read(self, key: str) -> "Stored | None":
@@ -141,6 +145,10 @@ class AtomicGrantStore(Protocol):
 
     def update(self, key: str, sealed: bytes, *, expected_version: int) -> "Outcome":
         """Store anything else; refused while a lease is held or an intent is in doubt."""
+        ...
+
+    def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> "Outcome":
+        """Put a copy of a later ``version`` over a record that was restored from a backup."""
         ...
 
     def abort(
@@ -178,6 +186,14 @@ class AtomicGrantStore(Protocol):
 
     def scan(self, after: str, limit: int) -> "list[tuple[str, Stored]]":
         """Give at most ``limit`` records with keys greater than ``after``, in order of key."""
+        ...
+
+    def purge(self, limit: int) -> int:
+        """Remove at most ``limit`` records and tombstones that have ended; tell how many.
+
+        Nobody can see them any more; what is won is their space. 0: there are no more, or the
+        store removes them by itself.
+        """
         ...
 
 

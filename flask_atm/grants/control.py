@@ -17,11 +17,13 @@ __all__ = [
     "Outcome",
     "Stored",
     "abort",
+    "adopt",
     "begin",
     "bury",
     "commit",
     "in_doubt",
     "lease_left",
+    "new",
     "pause_left",
     "update",
 ]
@@ -94,6 +96,11 @@ class Begun:
     version: int = 0
     doubt: bool = False
     wait: float = 0.0
+
+
+def new(*, ends_at: float, doubt: bool, version: int) -> Control:
+    """Make the control of a new record."""
+    return Control(version=version, sealed_version=version, ends_at=ends_at, doubt=doubt)
 
 
 def lease_left(control: Control, now: float) -> float:
@@ -183,6 +190,22 @@ def update(
         return "busy", None
     version = expected_version + 1
     return "ok", replace(control, version=version, sealed_version=version)
+
+
+def adopt(
+    control: Control, now: float, *, expected_version: int, version: int
+) -> tuple[Outcome, Control | None]:
+    """Put a newer copy of the grant over a record that was restored from a backup.
+
+    What has happened to the copy's refresh token since it was made is unknown: that is doubt.
+    """
+    if control.tombstone:
+        return "gone", None
+    if control.version != expected_version or version <= expected_version:
+        return "moved", None
+    return "ok", Control(
+        version=version, sealed_version=version, doubt=True, ends_at=control.ends_at
+    )
 
 
 def abort(

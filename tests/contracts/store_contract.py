@@ -201,6 +201,41 @@ class StoreContract:
         everywhere(add_one)
         assert self.sealed(store) == b"%d" % THREADS
 
+    def test_a_copy_of_a_lost_record_is_put_at_its_own_version(
+        self, store: AtomicGrantStore
+    ) -> None:
+        assert store.create("a", b"copy", ends_at=END, index=["i"], doubt=True, version=7)
+        stored = store.read("a")
+        assert stored is not None
+        assert (stored.control.version, stored.control.sealed_version) == (7, 7)
+        assert stored.control.doubt
+        assert store.find("i") == ["a"]
+        assert store.commit("a", b"2", expected_version=7, commit_id="c") == "ok"
+
+    def test_a_later_copy_goes_over_a_record_in_doubt(self, store: AtomicGrantStore) -> None:
+        store.create("a", b"1", ends_at=END, index=["i"])
+        store.begin("a", owner="x", expected_version=1, lease=9, intent="h")
+        assert store.adopt("a", b"no", expected_version=1, version=1) == "moved"
+        assert store.adopt("a", b"no", expected_version=2, version=5) == "moved"
+        assert store.adopt("a", b"copy", expected_version=1, version=5) == "ok"
+        stored = store.read("a")
+        assert stored is not None
+        control = stored.control
+        assert (stored.sealed, control.version, control.sealed_version) == (b"copy", 5, 5)
+        assert (control.lease_owner, control.intent, control.doubt) == (None, None, True)
+        assert control.ends_at == END
+        assert store.find("i") == ["a"]
+        # Who refreshed meanwhile has to look again.
+        assert store.commit("a", b"late", expected_version=1, commit_id="c") == "moved"
+
+    def test_no_copy_goes_over_nothing_or_a_tombstone(self, store: AtomicGrantStore) -> None:
+        assert store.adopt("a", b"copy", expected_version=1, version=5) == "gone"
+        store.create("a", b"1", ends_at=END)
+        store.delete("a", keep=b"outbox")
+        assert store.adopt("a", b"copy", expected_version=2, version=5) == "gone"
+        assert not store.create("a", b"copy", ends_at=END, doubt=True, version=5)
+        assert self.sealed(store) == b"outbox"
+
     def test_abort_frees_the_lease_and_keeps_what_it_is_told(self, store: AtomicGrantStore) -> None:
         store.create("a", b"1", ends_at=END)
         store.begin("a", owner="x", expected_version=1, lease=9, intent="h")
@@ -216,6 +251,13 @@ class StoreContract:
         assert (control.retry_at, control.failures) == (START + 5, 3)
         assert (control.suspect, control.dead) == ("s", "d")
         assert stored.sealed == b"1"
+
+    def test_abort_raises_the_version(self, store: AtomicGrantStore) -> None:
+        store.create("a", b"1", ends_at=END)
+        store.begin("a", owner="x", expected_version=1, lease=9, intent="h")
+        store.abort("a", owner="x", clear_intent=True)
+        begun = store.begin("a", owner="y", expected_version=1, lease=9, intent="h")
+        assert begun.status == "moved"
 
     def test_abort_of_nothing_does_nothing(self, store: AtomicGrantStore) -> None:
         store.abort("a", owner="x", clear_intent=True)
@@ -287,6 +329,23 @@ class StoreContract:
         assert [[key for key, _ in page] for page in pages] == [["a", "b"], ["c", "d"], ["e"], []]
         assert [stored.sealed for _, stored in pages[0]] == [b"a", b"b"]
         assert pages[2][0][1].control.tombstone
+
+    def test_purge_removes_what_has_ended_in_batches(
+        self, store: AtomicGrantStore, clock: FakeClock
+    ) -> None:
+        for number in range(5):
+            store.create(str(number), b"", ends_at=END - number % 2, index=["i"])
+        store.delete("4", keep=b"outbox", index=["outbox"])
+        assert store.purge(10) == 0
+        clock.set(END - 0.5)
+        removed = [store.purge(1) for _ in range(3)]
+        assert removed in ([1, 1, 0], [0, 0, 0])  # [0, 0, 0]: the store does it by itself
+        assert sorted(store.find("i")) == ["0", "2"]
+        assert store.find("outbox") == ["4"]
+        clock.set(END)
+        assert store.purge(10) in (3, 0)
+        assert store.purge(10) == 0
+        assert store.create("0", b"again", ends_at=END + 9)
 
     def test_nothing_shows_in_the_repr(self, store: AtomicGrantStore) -> None:
         store.create("key of a grant", b"sealed bytes", ends_at=END)

@@ -80,7 +80,7 @@ class SideBySide:
         self, control: Control, step: str, *arguments: Any, answer: Any, new: Control | None
     ) -> None:
         self.asked.append((written(control), step, *arguments))
-        sealed = b"new" if new is not None and step in ("commit", "update") else OLD
+        sealed = b"new" if new is not None and step in ("commit", "update", "adopt") else OLD
         self.expected.append((answer, written(new or control).split(b" ", 17)[3:17], sealed))
 
     def compare(self) -> int:
@@ -165,6 +165,19 @@ def test_update_on_every_control(both: SideBySide) -> None:
     assert both.compare() == 24 * 3 * 2 * 2 * 2
 
 
+def test_adopt_on_every_control(both: SideBySide) -> None:
+    for control in controls(intent=INTENTS, doubt=FLAGS, tombstone=FLAGS, commit_id=(None, "c")):
+        for expected, version in itertools.product((1, 2), (1, 2, 3, 9)):
+            outcome, new = steps.adopt(control, NOW, expected_version=expected, version=version)
+            both.ask(
+                control,
+                *("adopt", "call", expected, version, "new"),
+                answer=outcome.encode(),
+                new=new,
+            )
+    assert both.compare() == 24 * 2**4 * 8
+
+
 def test_abort_on_every_control(both: SideBySide) -> None:
     arguments = list(itertools.product("xz", FLAGS, (0, 5, 301), (None, "", "s"), (None, "", "d")))
     for control in controls(
@@ -235,6 +248,7 @@ STEP = st.one_of(
                 "ends_in": st.sampled_from([0, 1, 20, 700]),
                 "index": INDEX,
                 "doubt": st.booleans(),
+                "version": VERSIONS,
             }
         ),
     ),
@@ -264,6 +278,12 @@ STEP = st.one_of(
     st.tuples(
         st.just("update"),
         st.fixed_dictionaries({"key": KEYS, "sealed": SEALED, "expected_version": VERSIONS}),
+    ),
+    st.tuples(
+        st.just("adopt"),
+        st.fixed_dictionaries(
+            {"key": KEYS, "sealed": SEALED, "expected_version": VERSIONS, "version": VERSIONS}
+        ),
     ),
     st.tuples(
         st.just("abort"),
@@ -321,8 +341,7 @@ class Pair:
             assert self.memory.scan(after, 2) == self.redis.scan(after, 2)
 
     def start(self) -> None:
-        self.memory._records.clear()
-        self.memory._index.clear()
+        self.memory = MemoryStore(clock=self.clock)
         self.client.flushdb()
         self.clock.set(NOW)
 

@@ -77,8 +77,10 @@ class WatchedStore:
         ends_at: float,
         index: Sequence[str] = (),
         doubt: bool = False,
+        version: int = 1,
     ) -> bool:
-        return bool(self._do("create", key, sealed, ends_at=ends_at, index=index, doubt=doubt))
+        more = {"ends_at": ends_at, "index": index, "doubt": doubt, "version": version}
+        return bool(self._do("create", key, sealed, **more))
 
     def read(self, key: str) -> Stored | None:
         stored: Stored | None = self._do("read", key)
@@ -97,6 +99,10 @@ class WatchedStore:
         outcome: Outcome = self._do("update", key, sealed, **rest)
         return outcome
 
+    def adopt(self, key: str, sealed: bytes, **rest: Any) -> Outcome:
+        outcome: Outcome = self._do("adopt", key, sealed, **rest)
+        return outcome
+
     def abort(self, key: str, **rest: Any) -> None:
         self._do("abort", key, **rest)
 
@@ -110,6 +116,9 @@ class WatchedStore:
     def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
         found: list[tuple[str, Stored]] = self._do("scan", after, limit)
         return found
+
+    def purge(self, limit: int) -> int:
+        return int(self._do("purge", limit))
 
 
 @dataclass(frozen=True, kw_only=True)

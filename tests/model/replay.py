@@ -120,6 +120,9 @@ class SteppedStore:
     def update(self, key: str, sealed: bytes, **arguments: Any) -> Outcome:
         raise AssertionError("a caller changes no record")
 
+    def adopt(self, key: str, sealed: bytes, **arguments: Any) -> Outcome:
+        raise AssertionError("a caller changes no record")
+
     def create(self, *arguments: Any, **rest: Any) -> bool:
         raise AssertionError("a caller makes no record")
 
@@ -131,6 +134,9 @@ class SteppedStore:
 
     def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
         raise AssertionError("a caller asks for its own record only")
+
+    def purge(self, limit: int) -> int:
+        raise AssertionError("a caller removes no record")
 
 
 @dataclass

@@ -3,6 +3,9 @@
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from heapq import heappop, heappush
+from itertools import islice
+from typing import Final
 
 from flask_atm.grants import control as steps
 from flask_atm.grants.control import Control, Stored
@@ -11,6 +14,8 @@ from flask_atm.grants.stores.stepped import Step, SteppedStore, T
 from flask_atm.protocols import Clock
 
 __all__ = ["MemoryStore"]
+
+_TRIMMED: Final = 20
 
 
 class MemoryStore(SteppedStore):
@@ -26,7 +31,10 @@ class MemoryStore(SteppedStore):
         self._clock = clock
         self._lock = ProcessLock()
         self._records: dict[str, tuple[Control, bytes]] = {}
-        self._index: dict[str, tuple[str, ...]] = {}
+        self._ends: list[tuple[float, str]] = []
+        self._entries: dict[str, tuple[str, ...]] = {}
+        # A dictionary of keys is a set that remembers their order.
+        self._index: dict[str, dict[str, None]] = {}
 
     def __repr__(self) -> str:
         return f"<MemoryStore of {len(self._records)}>"
@@ -43,16 +51,18 @@ class MemoryStore(SteppedStore):
         ends_at: float,
         index: Sequence[str] = (),
         doubt: bool = False,
+        version: int = 1,
     ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         with self._lock:
-            now = self._clock()
-            for old in [old for old in self._records if not self._get(old, now)]:
-                self._remove(old)
-            if key in self._records:
+            self._trim(_TRIMMED)
+            if self._get(key, self._clock()) is not None:
                 return False
-            self._records[key] = (Control(ends_at=ends_at, doubt=doubt), sealed)
-            self._index[key] = tuple(index)
+            self._remove(key)
+            control = steps.new(ends_at=ends_at, doubt=doubt, version=version)
+            self._records[key] = (control, sealed)
+            self._enter(key, index)
+            heappush(self._ends, (ends_at, key))
             return True
 
     def read(self, key: str) -> Stored | None:
@@ -87,24 +97,43 @@ class MemoryStore(SteppedStore):
             if keep is None:
                 self._remove(key)
             else:
+                self._leave(key)
                 self._records[key] = (steps.bury(record[0]), keep)
-                self._index[key] = tuple(index)
+                self._enter(key, index)
             return not record[0].tombstone
 
     def _remove(self, key: str) -> None:
-        del self._records[key]
-        del self._index[key]
+        self._leave(key)
+        self._records.pop(key, None)
+
+    def _enter(self, key: str, index: Sequence[str]) -> None:
+        entries = self._entries[key] = tuple(dict.fromkeys(index))
+        for entry in entries:
+            self._index.setdefault(entry, {})[key] = None
+
+    def _leave(self, key: str) -> None:
+        for entry in self._entries.pop(key, ()):
+            keys = self._index[entry]
+            keys.pop(key, None)
+            if not keys:
+                del self._index[entry]
+
+    def _trim(self, limit: int) -> int:
+        now, removed = self._clock(), 0
+        while removed < limit and self._ends and self._ends[0][0] <= now:
+            _, key = heappop(self._ends)
+            # The key may be that of a record which came later, or be gone.
+            if key in self._records and self._get(key, now) is None:
+                self._remove(key)
+                removed += 1
+        return removed
 
     def find(self, index: str, limit: int = 100) -> list[str]:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         with self._lock:
             now = self._clock()
-            found = [
-                key
-                for key, entries in self._index.items()
-                if index in entries and self._get(key, now)
-            ]
-            return found[:limit]
+            found = (key for key in self._index.get(index, ()) if self._get(key, now))
+            return list(islice(found, limit))
 
     def scan(self, after: str, limit: int) -> list[tuple[str, Stored]]:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
@@ -116,3 +145,8 @@ class MemoryStore(SteppedStore):
                 (key, Stored(control=self._records[key][0], sealed=self._records[key][1], now=now))
                 for key in page
             ]
+
+    def purge(self, limit: int) -> int:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        with self._lock:
+            return self._trim(limit)

@@ -89,10 +89,11 @@ class RedisStore:
         ends_at: float,
         index: Sequence[str] = (),
         doubt: bool = False,
+        version: int = 1,
     ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         self._enter(key, _ms(ends_at), [self._all, *map(self._entry, index)])
-        arguments = (_call(), _listed(index), _ms(ends_at), int(doubt), sealed)
+        arguments = (_call(), _listed(index), _ms(ends_at), int(doubt), version, sealed)
         made: bytes = self._do(key, "create", *arguments)
         return made == b"1"
 
@@ -125,6 +126,12 @@ class RedisStore:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         arguments = (_call(), expected_version, sealed)
         outcome: Outcome = self._do(key, "update", *arguments).decode()
+        return outcome
+
+    def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> Outcome:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        arguments = (_call(), expected_version, version, sealed)
+        outcome: Outcome = self._do(key, "adopt", *arguments).decode()
         return outcome
 
     def abort(
@@ -199,6 +206,10 @@ class RedisStore:
         walk = self._walk(self._all, after, min(limit, _PAGE))
         found = ((key, _stored(words, now)) for key, words, now in walk)
         return list(islice(((key, stored) for key, stored in found if stored), limit))
+
+    def purge(self, limit: int) -> int:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`: the server does it by itself."""
+        return 0
 
     def _walk(self, name: bytes, after: str, page: int) -> Iterator[tuple[str, list[bytes], int]]:
         """Go through the records in an index, in order of key, from the first after ``after``."""

@@ -96,12 +96,12 @@ local function in_doubt(c)
 end
 
 -- A call has a name of its own: when its answer is lost and it comes again, it is recognised.
-function steps.create(call, index, ends_at, doubt, sealed)
+function steps.create(call, index, ends_at, doubt, version, sealed)
   local c = get()
   if c then
     return flag(c.call == call)
   end
-  c = fresh(1, tonumber(ends_at), sealed)
+  c = fresh(tonumber(version), tonumber(ends_at), sealed)
   c.call, c.index, c.doubt = call, index, doubt == '1'
   if c.ends_at > now then
     put(c)
@@ -166,6 +166,22 @@ function steps.update(call, expected_version, sealed)
   c.version = c.version + 1
   c.sealed_version, c.call, c.sealed = c.version, call, sealed
   put(c)
+  return 'ok'
+end
+
+function steps.adopt(call, expected_version, version, sealed)
+  local c = get()
+  version, expected_version = tonumber(version), tonumber(expected_version)
+  if not c or c.tombstone then
+    return 'gone'
+  elseif c.call == call then
+    return 'ok'
+  elseif c.version ~= expected_version or version <= expected_version then
+    return 'moved'
+  end
+  local new = fresh(version, c.ends_at, sealed)
+  new.call, new.index, new.doubt = call, c.index, true
+  put(new)
   return 'ok'
 end
 

@@ -206,6 +206,15 @@ class SQLiteStore(SteppedStore):
             [(entry, key) for entry in index],
         )
 
+    def _trim(self, connection: sqlite3.Connection, now: float, limit: int) -> int:
+        ended = connection.execute(
+            f"SELECT key FROM {self._grants} WHERE ends_at <= ? LIMIT ?",  # noqa: S608
+            (round(now * 1000), limit),
+        ).fetchall()
+        for (key,) in ended:
+            self._remove(connection, key)
+        return len(ended)
+
     # -- the steps
 
     def create(
@@ -216,20 +225,17 @@ class SQLiteStore(SteppedStore):
         ends_at: float,
         index: Sequence[str] = (),
         doubt: bool = False,
+        version: int = 1,
     ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
 
         def step(connection: sqlite3.Connection, now: float) -> bool:
-            ended = connection.execute(
-                f"SELECT key FROM {self._grants} WHERE ends_at <= ? LIMIT {_TRIMMED}",  # noqa: S608
-                (round(now * 1000),),
-            ).fetchall()
-            for (old,) in ended:
-                self._remove(connection, old)
+            self._trim(connection, now, _TRIMMED)
             if self._row(connection, key, now):
                 return False
             self._remove(connection, key)
-            self._put(connection, key, Control(ends_at=ends_at, doubt=doubt), sealed)
+            control = steps.new(ends_at=ends_at, doubt=doubt, version=version)
+            self._put(connection, key, control, sealed)
             self._enter(connection, key, index)
             return True
 
@@ -300,6 +306,10 @@ class SQLiteStore(SteppedStore):
             return [(key, stored) for key, stored in found if stored is not None]
 
         return self._run(step)
+
+    def purge(self, limit: int) -> int:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+        return self._write(lambda connection, now: self._trim(connection, now, limit))
 
 
 def _file_at(path: str) -> _File:

@@ -15,7 +15,7 @@ Step = Callable[[Control | None, float], tuple[T, Control | None]]
 
 
 class SteppedStore:
-    """Gives a store ``begin``, ``commit``, ``update`` and ``abort`` for its one :meth:`_step`."""
+    """Gives a store all the steps that change a record, for its one :meth:`_step`."""
 
     def _step(self, key: str, step: Step[T], sealed: bytes | None = None) -> T:
         """Run a step on a record, atomically.
@@ -63,6 +63,16 @@ class SteppedStore:
             if control is None:
                 return "gone", None
             return steps.update(control, now, expected_version=expected_version)
+
+        return self._step(key, step, sealed)
+
+    def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> Outcome:
+        """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
+
+        def step(control: Control | None, now: float) -> tuple[Outcome, Control | None]:
+            if control is None:
+                return "gone", None
+            return steps.adopt(control, now, expected_version=expected_version, version=version)
 
         return self._step(key, step, sealed)
 
