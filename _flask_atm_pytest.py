@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["fake_api", "fake_clock", "fake_provider"]
 
+# Tests for tests of others: their failures say as much as those of a test file.
+for _module in ("store_contract", "store_races"):
+    pytest.register_assert_rewrite(f"flask_atm.testing.{_module}")
+
 
 @pytest.fixture
 def fake_clock() -> "FakeClock":

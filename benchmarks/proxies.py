@@ -23,7 +23,7 @@ def measure() -> list[tuple[str, float, float]]:
     """Give ``(what, ratio, limit)``."""
     with signed_in() as (_, state, grant_id):
         key = record_key(grant_id)
-        path = Path(state.config.store.removeprefix("sqlite:///"))
+        path = Path(str(state.config.store).removeprefix("sqlite:///"))
         connection = sqlite3.connect(path)
         vault = state.provider().tokens.vault
 

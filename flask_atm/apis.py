@@ -13,13 +13,8 @@ from flask_atm.calls.origins import destination
 from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.config.keys import APIConfig
 from flask_atm.errors import ConfigurationError, LoginRequired
-from flask_atm.globals import (
-    CurrentGrant,
-    current_grant,
-    find_grant,
-    meaning,
-    meant,
-)
+from flask_atm.globals import CurrentGrant, current_grant, find_grant
+from flask_atm.meaning import meaning, meant
 from flask_atm.protocols import Customizer, TokenSource
 from flask_atm.state import State, current_state
 from flask_atm.tokens import TokenParameters

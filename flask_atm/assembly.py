@@ -1,5 +1,6 @@
 """Makes the state of an application from its configuration. No network."""
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,17 +17,21 @@ from flask_atm.grants.seal import KeyRing
 from flask_atm.grants.stores import BY_SCHEME, MemoryStore
 from flask_atm.oauth.back_channel import BackChannel
 from flask_atm.oauth.metadata import MetadataCache
+from flask_atm.pairing import find_stores
 from flask_atm.protocols import AtomicGrantStore, Clock
 from flask_atm.state import Hooks, State
+from flask_atm.workers import memory_problem
 
 __all__ = ["make_state"]
+
+log = logging.getLogger("flask_atm.config")
 
 
 def make_state(
     app: Flask,
     *,
     hooks: Hooks,
-    store: AtomicGrantStore | None = None,
+    store: object = None,
     http_session: Callable[[str], requests.Session | None] | None = None,
     clock: Clock = time.time,
     engine: EngineParameters | None = None,
@@ -46,13 +51,22 @@ def make_state(
     )
     back_channel = _back_channel(config, http_session)
     parameters = engine or EngineParameters(timeout=config.token_timeout)
+    stores = find_stores(
+        app, store, config, lambda url: _make_store(app, url, config, clock, parameters)
+    )
+    has_users = bool(config.providers) or hooks.provider_loader is not None
+    is_pair = stores.plain is not None
+    problem = memory_problem(stores.atomic, os.environ, is_pair=is_pair) if has_users else None
+    if problem is not None:
+        log.warning("%s", problem)
     return State(
         app=app,
         config=config,
         clock=clock,
         # Without a provider nothing is shared, and a key of this process is enough.
         ring=KeyRing(config.ring_secrets or (os.urandom(32),)),
-        store=store or _make_store(app, config, clock, parameters),
+        store=stores.atomic,
+        plain=stores.plain,
         back_channel=back_channel,
         metadata=MetadataCache(back_channel, clock=clock, timeout=config.token_timeout),
         connections=Connections(),
@@ -79,18 +93,19 @@ def _back_channel(
 
 
 def _make_store(
-    app: Flask, config: Config, clock: Clock, parameters: EngineParameters
+    app: Flask, url: str, config: Config, clock: Clock, parameters: EngineParameters
 ) -> AtomicGrantStore:
-    url = config.store
+    key = "ATM_STORE" if url == config.store else "ATM_PAIRED_STORE"
     if url == "sqlite":
         url = f"sqlite:///{Path(app.instance_path) / 'flask_atm.sqlite3'}"
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
-        _check_folder(Path(url.removeprefix("sqlite:///")))
-    return BY_SCHEME[scheme](url, config.store_prefix, clock, parameters)
+        _check_folder(key, Path(url.removeprefix("sqlite:///")))
+    name, plus, _driver = scheme.partition("+")
+    return BY_SCHEME[name + plus](url, config.store_prefix, clock, parameters)
 
 
-def _check_folder(path: Path) -> None:
+def _check_folder(key: str, path: Path) -> None:
     """Find out now what would otherwise fail at the first sign-in."""
     folder = path.absolute().parent
     reason = ""
@@ -100,8 +115,8 @@ def _check_folder(path: Path) -> None:
         reason = error.strerror or str(error)
     if reason or not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(
-            f"ATM_STORE: the folder {str(folder)!r} cannot be written to"
+            f"{key}: the folder {str(folder)!r} cannot be written to"
             f" ({reason or 'permission denied'}). Make it writable for the user that runs the"
-            " application, or set ATM_STORE to sqlite:///path of a file in a folder that is, or"
+            f" application, or set {key} to sqlite:///path of a file in a folder that is, or"
             " give Flask(instance_path=…)"
         )

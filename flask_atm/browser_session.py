@@ -2,17 +2,17 @@
 
 The value is always assigned, never changed in place, so that Flask notices. A grant id is
 ``<provider>.<handle>``; the provider is the key here and is not repeated. The store id tells a
-grant that has ended from one that lives in another store.
+grant that has ended from one that lives in another store. In session mode a sealed copy of the
+grant follows behind a second dot: see :mod:`flask_atm.grants.stores.session`.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from flask import g, session
 
+from flask_atm.grants.stores.session import SESSION_KEY, Handle, put_into_session, take_out
+
 __all__ = ["SESSION_KEY", "forget", "handle_of", "handles", "remember"]
-
-
-SESSION_KEY: Final = "_atm"
 
 
 def handles() -> dict[str, tuple[str, str]]:
@@ -23,27 +23,21 @@ def handles() -> dict[str, tuple[str, str]]:
 
 def handle_of(provider: str) -> tuple[str, str] | None:
     """Give the store id and the grant id that the browser has for a provider."""
-    handle = _present().get(provider)
-    if not isinstance(handle, str):
-        return None
-    store_id, dot, secret = handle.partition(".")
-    return (store_id, f"{provider}.{secret}") if dot and "." not in secret else None
+    handle = Handle.parse(_present().get(provider))
+    return None if handle is None else (handle.store_id, f"{provider}.{handle.secret}")
 
 
 def remember(provider: str, store_id: str, grant_id: str) -> None:
     """Put a grant into the browser's session."""
-    handle = f"{store_id}.{grant_id.removeprefix(provider + '.')}"
-    session[SESSION_KEY] = {**_present(), provider: handle}
+    handle = Handle(store_id=store_id, secret=grant_id.removeprefix(f"{provider}."))
+    put_into_session({**_present(), provider: str(handle)})
     _forget_looked_up()
 
 
 def forget(provider: str) -> None:
     """Take a provider's grant out of the browser's session."""
-    left = {name: handle for name, handle in _present().items() if name != provider}
-    if left:
-        session[SESSION_KEY] = left
-    else:
-        session.pop(SESSION_KEY, None)
+    take_out(provider)
+    put_into_session({name: value for name, value in _present().items() if name != provider})
     _forget_looked_up()
 
 

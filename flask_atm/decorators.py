@@ -8,14 +8,8 @@ from typing import Any, TypeVar, cast, overload
 from flask import has_request_context
 from werkzeug.wrappers import Response
 
-from flask_atm.globals import (
-    Meaning,
-    current_login,
-    current_user_token,
-    mean_until_the_end,
-    meaning,
-    meant,
-)
+from flask_atm.globals import current_login, current_user_token
+from flask_atm.meaning import Meaning, mean_until_the_end, meaning, meant
 from flask_atm.tokens import TokenParameters
 
 __all__ = ["requires_login", "requires_token"]

@@ -75,8 +75,8 @@ class LoginRequired(BrowserError, Unauthorized):
 
     :param provider: the name of the provider to sign in at, if it is known.
     :param reason: one word for programs: ``anonymous`` (nobody signed in), ``ended`` (signed out
-        elsewhere, past its end, or sealed with a key that is gone), ``expired`` (no refresh token),
-        ``invalid_grant`` (the provider ended it), ``slot`` (not for these parameters),
+        elsewhere, past its end, unused, or sealed with a key that is gone), ``expired`` (no refresh
+        token), ``invalid_grant`` (the provider ended it), ``slot`` (not for these parameters),
         ``outside_request`` (no grant was named), ``other_store``, or the ``error`` code of
         the authorization server.
     """

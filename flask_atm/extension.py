@@ -12,14 +12,18 @@ from flask_atm import apis, login, logout, views
 from flask_atm.assembly import make_state
 from flask_atm.authorized_session import AuthorizedSession
 from flask_atm.errors import ConfigurationError, LoginRequired, StoreError
-from flask_atm.globals import current_login, current_user_token, forget_looked_up, meaning
+from flask_atm.globals import current_login, current_user_token, forget_looked_up
 from flask_atm.grants.parameters import EngineParameters
-from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, RequestContext
+from flask_atm.grants.stores.paired import PairedStore
+from flask_atm.meaning import generator_around, meaning
+from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, GrantStore, RequestContext
 from flask_atm.state import STATE_KEY, Hooks, current_state
 from flask_atm.tokens import AS_CONFIGURED, AccessToken, Login, TokenParameters, UserToken
 
 if TYPE_CHECKING:
     from authlib.integrations.flask_client import OAuth
+    from cachelib import BaseCache
+    from flask_caching import Cache
 
     from flask_atm.calls.token_auth import TokenAuth
 
@@ -38,7 +42,8 @@ class ATM:
     context, and a request or :meth:`use_grant` for the tokens of a user.
 
     :param app: an application to initialise now; else call :meth:`init_app`.
-    :param store: where sign-ins are kept, instead of ``ATM_STORE``.
+    :param store: where sign-ins are kept, instead of ``ATM_STORE``: a store of
+        :mod:`flask_atm.stores`, a cache of cachelib or Flask-Caching, or a store of your own.
     :param customizer: changes the parameters of every call by its request.
     :param on_login: called with the :class:`~flask_atm.Login` before a sign-in is saved; may
         return a response to send instead, or raise :exc:`~flask_atm.LoginFailed`.
@@ -60,7 +65,7 @@ class ATM:
         self,
         app: Flask | None = None,
         *,
-        store: AtomicGrantStore | None = None,
+        store: "AtomicGrantStore | GrantStore | PairedStore | BaseCache | Cache | None" = None,
         customizer: Customizer | None = None,
         on_login: Callable[[Login], Response | None] | None = None,
         provider_loader: Loader | None = None,
@@ -282,10 +287,19 @@ class ATM:
     def use_grant(self, grant_id: str) -> Iterator[None]:
         """Let jobs, threads and sockets work as in a view of the user of a grant.
 
+        In a generator it holds while the generator runs, not for whoever reads from it.
+
         :param grant_id: of a :class:`~flask_atm.Login`.
+        :raises ValueError: there is none.
+        :raises RuntimeError: in an asynchronous generator.
         """
+        if not grant_id:
+            raise ValueError(
+                "use_grant() wants a grant id: take current_login.grant_id in the view, and pass it"
+                " to the job"
+            )
         forget_looked_up()
-        with meaning(grant_id=grant_id):
+        with meaning(grant_id=grant_id, generator=generator_around()):
             yield
         forget_looked_up()
 

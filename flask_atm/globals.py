@@ -6,10 +6,8 @@ looked up for: an application context that two requests share never mixes their 
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, NoReturn, cast
 
 from flask import g, has_app_context, has_request_context, request, session
@@ -18,94 +16,26 @@ from werkzeug.local import LocalProxy
 from flask_atm.browser_session import SESSION_KEY, handle_of
 from flask_atm.errors import LoginRequired
 from flask_atm.grants.record import Snapshot, slot_key
+from flask_atm.meaning import Meaning, meant, said, waits
 from flask_atm.state import Provider, State, current_state
-from flask_atm.tokens import AS_CONFIGURED, Login, TokenParameters, UserToken, fingerprint
+from flask_atm.tokens import Login, TokenParameters, UserToken, fingerprint
 
 __all__ = [
     "CurrentGrant",
-    "Meaning",
     "Nobody",
     "current_grant",
     "current_login",
     "current_user_token",
     "find_grant",
     "forget_looked_up",
-    "mean_until_the_end",
-    "meaning",
-    "meant",
 ]
 
 log = logging.getLogger("flask_atm.store")
 
 
-#: Seconds for which what was read for a request is as good as read now.
-_MOMENT: Final = 1.0
-#: Seconds after which a stream or a job looks again whether its grant has ended.
-_LOOK_AGAIN: Final = 5.0
+#: Seconds after which a request, a stream or a job looks again whether its grant has ended.
+_LOOK_AGAIN: Final = 1.0
 _MOST_KEPT: Final = 64
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Meaning:
-    """What the proxies and sessions mean, where a decorator or ``use_grant`` says so.
-
-    :param provider: where ``provider=`` is left out.
-    :param grant_id: instead of the browser's.
-    :param parameters: what is asked of a token.
-    """
-
-    provider: str | None = None
-    grant_id: str | None = field(default=None, repr=False)
-    parameters: TokenParameters = AS_CONFIGURED
-
-
-_PLAIN: Final = Meaning()
-_meaning: ContextVar[Meaning] = ContextVar("flask_atm_meaning", default=_PLAIN)
-
-
-def meant() -> Meaning:
-    """Give what the proxies mean now."""
-    present = _meaning.get()
-    if present is _PLAIN and has_request_context():
-        # What a guard before the request has said; another request may share the context.
-        owner, said = g._get_current_object().get("_atm_meaning") or (None, _PLAIN)
-        if owner is request._get_current_object():  # type: ignore[attr-defined]
-            return cast(Meaning, said)
-    return present
-
-
-@contextmanager
-def meaning(
-    *,
-    provider: str | None = None,
-    grant_id: str | None = None,
-    parameters: TokenParameters | None = None,
-) -> Iterator[None]:
-    """Give the proxies and sessions another meaning; what is left out stays as it is.
-
-    But what was said of one grant, or of the browser's, says nothing about another one.
-    """
-    present = meant()
-    if grant_id not in (None, present.grant_id):
-        present = _PLAIN
-    token = _meaning.set(
-        replace(
-            present,
-            provider=provider or present.provider,
-            grant_id=grant_id or present.grant_id,
-            parameters=present.parameters if parameters is None else parameters,
-        )
-    )
-    try:
-        yield
-    finally:
-        _meaning.reset(token)
-
-
-def mean_until_the_end(present: Meaning) -> None:
-    """Give the proxies and sessions this meaning for the rest of the present request."""
-    g._atm_meaning = (request._get_current_object(), present)  # type: ignore[attr-defined]
-    g.pop("_atm_token", None)
 
 
 class Nobody:
@@ -147,9 +77,11 @@ class CurrentGrant:
     #: Whether the application said whose grant is meant: it may say another one any time.
     loaded: bool
     _snapshot: Snapshot
+    _looked_at: float
     #: What was read, and when by the clock, until somebody has used it.
     _unused: list[tuple[Snapshot, float]]
-    _tokens: dict[str, tuple[UserToken, float]]
+    #: A token, when the store was looked at for it, and when that has to be done again.
+    _tokens: dict[str, tuple[UserToken, float, float]]
 
     @property
     def login(self) -> Login:
@@ -170,29 +102,35 @@ class CurrentGrant:
             if kept is not None:
                 return kept
         tokens = self.provider.tokens
+        snapshot, looked_at = self._read_just_now()
         token = tokens.get(
-            self.grant_id,
-            parameters,
-            rejected=rejected,
-            deadline=deadline,
-            first=self._read_just_now(),
+            self.grant_id, parameters, rejected=rejected, deadline=deadline, first=snapshot
         )
-        fresh_for = min(_LOOK_AGAIN, tokens.fresh_for(token))
-        self._tokens[slot] = (token, tokens.clock() + fresh_for)
+        # Since the look at the store, and not since its answer: a logout may lie between them.
+        fresh_until = looked_at + min(_LOOK_AGAIN, tokens.fresh_for(token))
+        self._tokens[slot] = (token, looked_at, fresh_until)
         return token
 
-    def _read_just_now(self) -> Snapshot | None:
-        """Give what was read for this request, once and at once: later, what is new is wanted."""
+    def _read_just_now(self) -> tuple[Snapshot | None, float]:
+        """Give what was read for this request, and when: once, and at once."""
+        now = self.provider.tokens.clock()
         try:
             snapshot, at = self._unused.pop()
         except IndexError:  # another thread of the view may be faster
-            return None
-        return snapshot if 0 <= self.provider.tokens.clock() - at < _MOMENT else None
+            return None, now
+        return (snapshot, at) if 0 <= now - at < _LOOK_AGAIN else (None, now)
+
+    @property
+    def is_old(self) -> bool:
+        """Whether the grant may have ended since it was looked up."""
+        return not 0 <= self.provider.tokens.clock() - self._looked_at < _LOOK_AGAIN
 
     def fresh(self, slot: str) -> UserToken | None:
         """Give a token that was got a moment ago and needs no second look yet."""
-        token, until = self._tokens.get(slot, (None, 0.0))
-        return token if token is not None and self.provider.tokens.clock() < until else None
+        token, since, until = self._tokens.get(slot, (None, 0.0, 0.0))
+        if token is not None and since <= self.provider.tokens.clock() < until:
+            return token
+        return None
 
 
 def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str | None]:
@@ -220,21 +158,27 @@ def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str |
 
 
 def _outside() -> LoginRequired:
-    return LoginRequired(
+    message = (
         "Nobody is signed in outside a request: name the grant, with atm.use_grant(grant_id) or"
-        " grant_id=…",
-        reason="outside_request",
+        " grant_id=…"
     )
+    if waits():
+        message += " (atm.use_grant in a generator does not last beyond its yield)"
+    return LoginRequired(message, reason="outside_request")
 
 
 def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
-    """Look up the grant that is meant now: one read of the store per request."""
+    """Look up the grant that is meant now: one read of the store per request.
+
+    A job may go on for a day, so there it is one a second.
+    """
     state, provider, grant_id = find_grant(provider_name)
     if grant_id is None:
         return Nobody(provider.name, "anonymous")
     kept = _kept()
     found = kept.get(grant_id)
-    if found is None:
+    ages = isinstance(found, CurrentGrant) and not has_request_context()
+    if found is None or (ages and found.is_old):
         if len(kept) >= _MOST_KEPT:
             kept.clear()  # a job that goes through all users in one context
         found = kept[grant_id] = _look_up(state, provider, grant_id)
@@ -242,6 +186,7 @@ def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
 
 
 def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | Nobody:
+    looked_at = provider.tokens.clock()
     snapshot = provider.tokens.open(grant_id)
     if snapshot is None:
         return Nobody(provider.name, _why_not_there(state, provider.name))
@@ -254,14 +199,15 @@ def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | 
             and handle_of(provider.name) is None
         ),
         _snapshot=snapshot,
-        _unused=[(snapshot, provider.tokens.clock())],
+        _looked_at=looked_at,
+        _unused=[(snapshot, looked_at)],
         _tokens={},
     )
 
 
 def _why_not_there(state: State, provider: str) -> str:
     """Tell a sign-in that has ended from one that lives in another store."""
-    if _meaning.get().grant_id is not None or not has_request_context():
+    if said().grant_id is not None or not has_request_context():
         return "ended"
     handle = handle_of(provider)
     if handle is None or handle[0] == state.store_id():
@@ -324,7 +270,7 @@ def _find_token() -> UserToken | Nobody:
         if (
             used is not None
             and used.owner is request._get_current_object()  # type: ignore[attr-defined]
-            and used.meaning is _meaning.get()
+            and used.meaning is said()
             and used.handles == session._get_current_object().get(SESSION_KEY)  # type: ignore[attr-defined]
         ):
             token = used.found.fresh(used.slot)
@@ -342,7 +288,7 @@ def _get_token() -> UserToken | Nobody:
     if has_request_context() and not found.loaded:
         g._get_current_object()._atm_token = _Used(
             owner=request._get_current_object(),  # type: ignore[attr-defined]
-            meaning=_meaning.get(),
+            meaning=said(),
             handles=session._get_current_object().get(SESSION_KEY),  # type: ignore[attr-defined]
             found=found,
             slot=slot_key(present.parameters),

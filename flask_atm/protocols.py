@@ -1,7 +1,7 @@
 """The extension points: what a part of your own has to offer. No base classes, no registration."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from flask_atm.tokens import AccessToken, TokenParameters
@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AtomicGrantStore",
+    "BatchedGrantStore",
     "ClientAuth",
     "Clock",
     "Customizer",
+    "Doomed",
+    "GrantStore",
     "RequestContext",
     "Settings",
     "TokenSource",
@@ -143,8 +146,18 @@ class AtomicGrantStore(Protocol):
         """Store the result of a refresh, free the lease, end the doubt."""
         ...
 
-    def update(self, key: str, sealed: bytes, *, expected_version: int) -> "Outcome":
-        """Store anything else; refused while a lease is held or an intent is in doubt."""
+    def update(
+        self,
+        key: str,
+        sealed: bytes,
+        *,
+        expected_version: int,
+        index: Sequence[str] | None = None,
+    ) -> "Outcome":
+        """Store anything else; refused while a lease is held or an intent is in doubt.
+
+        With ``index`` the record is found under these entries from now on, and under no others.
+        """
         ...
 
     def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> "Outcome":
@@ -194,6 +207,71 @@ class AtomicGrantStore(Protocol):
         Nobody can see them any more; what is won is their space. 0: there are no more, or the
         store removes them by itself.
         """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Doomed:
+    """A record that is to be removed: the arguments of :meth:`AtomicGrantStore.delete`.
+
+    :param ends_at: the end of the record, where it is known already: it never changes.
+    """
+
+    key: str
+    keep: bytes | None = field(default=None, repr=False)
+    index: Sequence[str] = ()
+    expected_version: int | None = None
+    ends_at: float | None = None
+
+
+@runtime_checkable
+class BatchedGrantStore(Protocol):
+    """What an atomic store may offer besides: the same steps for many records in one go.
+
+    Ending ten thousand sign-ins one by one takes seconds. A store without these two methods is
+    asked record by record. Every single removal is atomic, the batch as a whole need not be: where
+    a batch raises :exc:`~flask_atm.StoreError`, some of it may be done, and it is safe to repeat.
+    No batch has more than 500 records, and none may keep others out for longer than 50 ms.
+    """
+
+    def read_many(self, keys: Sequence[str]) -> "list[Stored | None]":
+        """Do :meth:`AtomicGrantStore.read` for each key, in this order."""
+        ...
+
+    def delete_many(self, doomed: Sequence[Doomed]) -> list[bool]:
+        """Do :meth:`AtomicGrantStore.delete` for each record, in this order; no key comes twice."""
+        ...
+
+
+@runtime_checkable
+class GrantStore(Protocol):
+    """A plain store: keeps copies of sign-ins beside the atomic store that decides about them.
+
+    Three steps on sealed bytes, none of which has to be atomic: a table of the application, a file,
+    a dictionary. What it loses, or gives back too old, costs nothing as long as the atomic store
+    has the record; see :class:`flask_atm.stores.PairedStore`. Called from any thread and process.
+
+    Where it does not answer it raises :exc:`~flask_atm.StoreError` or an :exc:`OSError` (which
+    :exc:`ConnectionError` and :exc:`TimeoutError` are): then it is said once a minute, and the
+    request goes on. Anything else it raises is a mistake in it, and ends the request.
+    """
+
+    def load(self, key: str) -> bytes | None:
+        """Give what was saved last under a key; ``None`` where there is nothing, or no more.
+
+        :param key: at most 64 characters, ``0-9a-f``.
+        """
+        ...
+
+    def save(self, key: str, sealed: bytes, *, lifetime: float) -> None:
+        """Keep these bytes, whatever was there before.
+
+        :param lifetime: seconds from now after which nobody asks for them any more.
+        """
+        ...
+
+    def delete(self, key: str) -> None:
+        """Forget a key, also one that is not there."""
         ...
 
 

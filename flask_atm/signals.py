@@ -18,7 +18,8 @@ _signals = Namespace()
 
 #: A user signed in: ``provider``, ``grant_id``, ``claims``.
 user_logged_in = _signals.signal("user-logged-in")
-#: A sign-in was ended by the user: ``provider``, ``grant_id``, ``claims``.
+#: A sign-in was ended, by the user, the provider, an operator, or because nobody used it:
+#: ``provider``, ``grant_id`` (``None`` where many were ended at once, from outside), ``claims``.
 user_logged_out = _signals.signal("user-logged-out")
 #: A refresh succeeded: ``provider``, ``grant_id``, ``claims``, ``old_claims``.
 token_refreshed = _signals.signal("token-refreshed")

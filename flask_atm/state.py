@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from flask import Flask, Response, current_app
@@ -20,13 +21,19 @@ from flask_atm.config.keys import ClientConfig, ProviderConfig, Registration
 from flask_atm.errors import ConfigurationError, ProtocolError
 from flask_atm.grants.breaker import Breaker, Refusals
 from flask_atm.grants.client_tokens import ClientTokens
+from flask_atm.grants.copies import Copies, PairName
+from flask_atm.grants.copy_seal import for_cookie
 from flask_atm.grants.engine import Engine
+from flask_atm.grants.idle import Idle, last_use
+from flask_atm.grants.logout_marks import LogoutMarks
 from flask_atm.grants.parameters import EngineParameters
-from flask_atm.grants.record import Grant
+from flask_atm.grants.record import Grant, slot_key
 from flask_atm.grants.refresh import Event, Refresher
 from flask_atm.grants.seal import KeyRing
-from flask_atm.grants.single_flight import SingleFlight
+from flask_atm.grants.single_flight import ProcessLock, SingleFlight
 from flask_atm.grants.stores import MemoryStore
+from flask_atm.grants.stores.paired import leaving_tombstones
+from flask_atm.grants.stores.session import SessionStore
 from flask_atm.grants.user_tokens import UserTokens
 from flask_atm.grants.vault import Vault
 from flask_atm.oauth.back_channel import BackChannel
@@ -34,7 +41,7 @@ from flask_atm.oauth.client_auth import BY_METHOD
 from flask_atm.oauth.id_token_checks import IDTokenChecks
 from flask_atm.oauth.metadata import MetadataCache, ServerLocation
 from flask_atm.oauth.token_endpoint import Endpoints, TokenEndpoint
-from flask_atm.protocols import AtomicGrantStore, Clock, Customizer
+from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, GrantStore
 from flask_atm.tokens import Login, TokenParameters
 
 __all__ = ["STATE_KEY", "Hooks", "Provider", "State", "current_state"]
@@ -85,6 +92,8 @@ class Provider:
 class State:
     """All that belongs to one application. Thread-safe and fork-safe.
 
+    :param store: the atomic store, which decides about everything.
+    :param plain: where copies of grants are beside it.
     :param checkpoint: called at the points where tests stop the refresh engine.
     """
 
@@ -93,6 +102,7 @@ class State:
     clock: Clock
     ring: KeyRing
     store: AtomicGrantStore
+    plain: GrantStore | None = None
     back_channel: BackChannel
     metadata: MetadataCache
     connections: Connections
@@ -102,6 +112,9 @@ class State:
     checkpoint: Callable[[str], None] = lambda point: None
     #: When something was last said that is not to be said all the time, by ``time.monotonic()``.
     complaints: dict[str, float] = field(default_factory=dict)
+    #: The providers whose outboxes a thread drains, by process: whether it has to look again.
+    drains: dict[tuple[int, str], bool] = field(default_factory=dict)
+    drains_lock: ProcessLock = field(default_factory=ProcessLock, repr=False)
     _providers: dict[str, Provider] = field(default_factory=dict)
     _clients: dict[str, ClientTokens] = field(default_factory=dict)
     _breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
@@ -141,6 +154,19 @@ class State:
                 raise _unknown("provider", name, self.config.providers, "ATM_PROVIDERS")
             config = provider_from(name, loaded, self.config)
         return self._providers.setdefault(name, self._make_provider(config))
+
+    def sign_ins_like(self, provider: Provider) -> list[Provider]:
+        """Give the providers that sign users in with the same registration as this one."""
+        wanted = (_issuer(provider.config), provider.config.client_id)
+        known = {
+            **self.config.providers,
+            **{one.name: one.config for one in self._providers.values()},
+        }
+        return [
+            self.provider(name)
+            for name, config in known.items()
+            if config.sign_in and (_issuer(config), config.client_id) == wanted
+        ]
 
     def client(self, name: str) -> ClientTokens:
         """Give the client-credentials client of this name.
@@ -188,9 +214,14 @@ class State:
             clock=self.clock,
         )
         issuer = _issuer(config)
+        marks = self._marks(issuer, config.client_id) if config.sign_in else None
+        # Of several resources a server picks none, or refuses: each caller names its own.
+        settings = _settings(config if len(config.resource) == 1 else replace(config, resource=()))
         vault = self._vault(
             config.name,
             lambda grant: grant.issuer == issuer and grant.client_id == config.client_id,
+            copied=slot_key(settings),
+            marks=marks,
         )
         tokens = UserTokens(
             name=config.name,
@@ -202,15 +233,15 @@ class State:
             vault=vault,
             ring=self.ring,
             clock=self.clock,
-            # Of several resources a server picks none, or refuses: each caller names its own.
-            settings=_settings(
-                config if len(config.resource) == 1 else replace(config, resource=())
-            ),
+            settings=settings,
             resources=config.resource,
             keep_claims=config.userinfo,
             leeway=self.config.user_token_leeway,
             lifetime=self.config.grant_lifetime,
-            notify=lambda grant_id, event: self._notify(config.name, grant_id, event),
+            notify=lambda grant_id, event: self._notify(config, grant_id, event),
+            marks=marks,
+            idle=self._idle(vault),
+            revoke=config.revoke_on_logout,
         )
         own = replace(
             config, scope=config.client_token_scope, resource=config.client_token_resource
@@ -223,6 +254,18 @@ class State:
             tokens=tokens,
             client_tokens=self._client_tokens(f"provider:{config.name}", own, endpoint),
         )
+
+    def _marks(self, issuer: str, client_id: str) -> LogoutMarks:
+        return LogoutMarks(store=self.store, ring=self.ring, issuer=issuer, client_id=client_id)
+
+    def _is_idle(self, grant: Grant) -> bool:
+        """Tell whether nobody has used a grant for too long, by what is inside a copy of it."""
+        timeout = self.config.grant_idle_timeout
+        return timeout is not None and self.clock() - last_use(grant) >= timeout
+
+    def _idle(self, vault: Vault) -> Idle | None:
+        timeout = self.config.grant_idle_timeout
+        return None if timeout is None else Idle(timeout=timeout, write=vault.replace)
 
     def _make_client(self, config: ClientConfig) -> ClientTokens:
         if config.needs_provider and config.provider is not None:
@@ -257,9 +300,41 @@ class State:
             local_lifetime=self.config.client_token_local_lifetime,
         )
 
-    def _vault(self, name: str, is_ours: Callable[[Grant], bool]) -> Vault:
+    def _vault(
+        self,
+        name: str,
+        is_ours: Callable[[Grant], bool],
+        *,
+        copied: str | None = None,
+        marks: LogoutMarks | None = None,
+    ) -> Vault:
+        """Make a vault.
+
+        :param copied: the slot of the sign-in, of grants that a plain store has copies of.
+        :param marks: what the provider has ended lately.
+        """
+        store, copies = self.store, None
+        if copied is not None and self.plain is not None:
+            store, pair = leaving_tombstones(self.store), PairName(self.store_id)
+            in_cookie = isinstance(self.plain, SessionStore)
+            copies = Copies(
+                self.plain.of(pair) if isinstance(self.plain, SessionStore) else self.plain,
+                store,
+                self.ring,
+                provider=name,
+                pair=pair,
+                clock=self.clock,
+                is_ours=lambda grant: is_ours(grant) and not self._is_idle(grant),
+                trim=partial(for_cookie, slot=copied) if in_cookie else lambda grant: grant,
+                forbid=lambda grant: marks is not None and marks.forbid(grant),
+            )
         return Vault(
-            self.store, self.ring, provider=name, parameters=self.parameters, is_ours=is_ours
+            store,
+            self.ring,
+            provider=name,
+            parameters=self.parameters,
+            is_ours=is_ours,
+            copies=copies,
         )
 
     def _engine(self, name: str, client_id: str, issuer: str, vault: Vault) -> Engine:
@@ -313,9 +388,11 @@ class State:
         """Give what this process remembers of the token endpoints, by issuer and client id."""
         return self._breakers
 
-    def _notify(self, provider: str, grant_id: str, event: Event) -> None:
+    def _notify(self, provider: ProviderConfig, grant_id: str, event: Event) -> None:
+        if event.name == "user_logged_out" and not provider.sign_in:
+            return  # a connected account signs nobody in
         signal = getattr(signals, event.name)
-        signal.send(self.app, provider=provider, grant_id=grant_id, **event.details)
+        signal.send(self.app, provider=provider.name, grant_id=grant_id, **event.details)
 
 
 def current_state() -> State:

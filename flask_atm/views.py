@@ -1,4 +1,4 @@
-"""The blueprint ``atm``: sign-in, callback, sign-out."""
+"""The blueprint ``atm``: sign-in, callback, sign-out, here and from outside."""
 
 import logging
 import re
@@ -7,6 +7,7 @@ from typing import Final
 from flask import Blueprint, Response, abort, current_app, request
 
 from flask_atm import login, logout
+from flask_atm.backchannel_logout import backchannel_logout
 from flask_atm.config import Config
 from flask_atm.destinations import callback_provider, local_path
 from flask_atm.errors import ConfigurationError
@@ -37,6 +38,8 @@ def make_blueprint(config: Config) -> Blueprint:
     add("/callback/<provider>", "callback", _callback, methods=["GET", "POST"])
     add("/logout", "logout", _logout, methods=["GET", "POST"])
     add("/logged-out", "logged_out", logout.logged_out)
+    add("/backchannel-logout", "backchannel_logout", _ended, methods=["POST"])
+    add("/backchannel-logout/<provider>", "backchannel_logout", _ended, methods=["POST"])
 
     # Not at registration: CSRFProtect may come after us. It looks at its list after this.
     @blueprint.url_value_preprocessor
@@ -66,6 +69,10 @@ def _logout() -> Response:
     if not logout.is_own_request():
         return _page(token=logout.form_token(), next_path=None, status=403)
     return logout.logout(request.form.get("next"), None)
+
+
+def _ended(provider: str | None = None) -> Response:
+    return backchannel_logout(_known(provider or callback_provider(current_state()) or ""))
 
 
 def _page(*, token: str, next_path: str | None, status: int) -> Response:

@@ -203,6 +203,7 @@ def test_j1_no_secret_is_readable_anywhere(
     with app.app_context():
         canaries.add(app.extensions["atm"].get_client_token().value)
     commands = [["providers"], ["clients"], ["apis"], ["metadata"], ["grants"], ["token", "own"]]
+    commands += [["keys"], ["keys", "rotate"], ["revoke", "--all", "--dry-run"]]
     said = [
         FlaskCliRunner(app).invoke(atm_commands, [*command, *more])
         for command in commands

@@ -230,7 +230,7 @@ REFUSED: list[tuple[str, object, str]] = [
     ("ATM_SCOPE", "email", "a sign-in needs openid"),
     ("ATM_STORE", "sqlite://", "sqlite:///path"),
     ("ATM_STORE", "sqlite:///:memory:", "or memory"),
-    ("ATM_STORE", "mongodb://h", "has to be sqlite, sqlite:///path, redis://host or memory"),
+    ("ATM_STORE", "mongodb://h", "redis://host, postgresql://host/database, or memory"),
     ("ATM_STORE", object(), "ATM(store=…)"),
     ("ATM_STORE_PREFIX", "a b", "letters, digits"),
     ("ATM_TOKEN_ENDPOINT", "file:///token", "has to be a URL"),
@@ -323,14 +323,7 @@ def test_keys_of_others_are_none_of_ours() -> None:
         ("ATM_CLIENT_TLS_CERT", "/cert.pem"),
         ("ATM_CLIENT_TLS_KEY", "/key.pem"),
         ("ATM_CLIENT_ASSERTION_AUDIENCE", "token_endpoint"),
-        ("ATM_STORE", "postgresql+psycopg://app:s3cret-canary@db/app"),
-        ("ATM_STORE", "mysql://db"),
-        ("ATM_STORE", "mariadb+pymysql://db"),
-        ("ATM_STORE", "sqlite+pysqlite:///x"),
-        ("ATM_STORE", "session"),
-        ("ATM_PAIRED_STORE", "redis://redis"),
         ("ATM_CACHE", {"CACHE_TYPE": "RedisCache"}),
-        ("ATM_GRANT_IDLE_TIMEOUT", 3600),
     ],
 )
 def test_what_is_not_built_yet_is_refused(key: str, value: object) -> None:

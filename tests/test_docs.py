@@ -48,6 +48,7 @@ from flask_atm.config import (
 )
 from flask_atm.config.keys import ApplicationKeys
 from flask_atm.config.values import NOT_YET
+from flask_atm.grants.vault import record_key
 from flask_atm.testing import FakeAPI, FakeClock, FakeProvider, sign_in
 from flask_atm.tokens import FrozenDict
 from tests.docs_support import (
@@ -620,6 +621,27 @@ invoices = atm.api("invoices")
     assert module.export("oidc.nobody") == "the user has to sign in again"
 
 
+# -- production (more of it in test_docs_deployment.py)
+
+
+@shows("deployment-external-url", "deployment-proxyfix", "deployment-health")
+def test_an_application_behind_a_proxy(folder: Path, fake_provider: FakeProvider) -> None:
+    before = f"{APP}\napp.config.update({fake_provider.settings()!r})\n"
+    fixed = load(example("deployment-proxyfix"), folder, before=before).app
+    said = load(example("deployment-external-url"), folder, before=before).app
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "app.example.com"}
+    for app in (fixed, said):
+        ATM(app)
+        location = app.test_client().get("/oidc/login", headers={**HTML, **forwarded}).location
+        assert "redirect_uri=https%3A%2F%2Fapp.example.com%2Foidc%2Fcallback" in location
+    forged = {"X-Forwarded-Host": "evil.example"}
+    assert fixed.test_client().get("/oidc/login", headers={**HTML, **forged}).status_code == 400
+    watched = load(example("deployment-health"), folder, before=f"{before}atm = ATM(app)\n").app
+    browser = watched.test_client()
+    assert browser.get("/ready").json["store"] == "ok"
+    assert browser.get("/alive").text == "alive"
+
+
 # -- security
 
 
@@ -664,6 +686,60 @@ def test_test_suite_of_a_reader_passes(tmp_path: Path) -> None:
     assert re.search(rf"^{tests} passed", run.stdout, flags=re.MULTILINE), run.stdout
 
 
+@shows("contract-store")
+def test_store_of_a_reader_passes_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "test_store.py").write_text(example("contract-store").text, "utf-8")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"^\d\d passed", run.stdout, flags=re.MULTILINE), run.stdout
+
+
+@shows("stores-own", "stores-own-test")
+def test_plain_store_of_a_reader_passes_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "myapp.py").write_text(example("stores-own").text, "utf-8")
+    (tmp_path / "test_store.py").write_text(example("stores-own-test").text, "utf-8")
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"^\d\d passed", run.stdout, flags=re.MULTILINE), run.stdout
+
+
+@shows("stores-session", "stores-cache-settings")
+@pytest.mark.parametrize("name", ["stores-session", "stores-cache-settings"])
+def test_settings_of_a_plain_store_are_accepted(name: str, folder: Path) -> None:
+    module = load(example(name), folder, before=APP)
+    module.app.config.update(
+        TESTING=True, SECRET_KEY=KEY, ATM_ISSUER="https://login.example.com", ATM_CLIENT_ID="app"
+    )
+    ATM(module.app)
+    assert module.app.extensions["atm.state"].plain is not None
+
+
+@shows("stores-cache-object")
+def test_a_cache_of_the_application_is_accepted(folder: Path) -> None:
+    module = load(example("stores-cache-object"), folder)
+    app = Flask("cached", instance_path=str(folder))
+    app.config.update(
+        TESTING=True, SECRET_KEY=KEY, ATM_ISSUER="https://login.example.com", ATM_CLIENT_ID="app"
+    )
+    module.create_app(app)
+    client = app.test_client()
+    grant_id = sign_in(client)
+    plain = app.extensions["atm.state"].plain
+    assert plain.load(record_key(grant_id))
+
+
 def test_ways_to_go_wrong_are_there(fake_provider: FakeProvider, fake_api: FakeAPI) -> None:
     tables = [one for one in directives(DOCS / "testing.rst") if one.kind == "list-table"]
     said = re.findall(r"``((?:fake_|FakeProvider).*?)``", tables[0].text)
@@ -673,7 +749,11 @@ def test_ways_to_go_wrong_are_there(fake_provider: FakeProvider, fake_api: FakeA
     client_id, back = settings["ATM_CLIENT_ID"], "http%3A%2F%2Flocalhost%2F"
     url = f"{fake_provider.issuer}/authorize?response_type=code&client_id={client_id}&state=s"
     url += f"&redirect_uri={back}&code_challenge={'c' * 43}&code_challenge_method=S256&scope=openid"
+    app = Flask(__name__)
+    app.config.update(settings)
+    ATM(app)
     known = {"fake_provider": fake_provider, "fake_api": fake_api, "url": url}
+    known["client"] = app.test_client()
     for way in ways:
         made = eval(way, {**known, "FakeProvider": FakeProvider})  # noqa: S307 - our own text
         if isinstance(made, FakeProvider):
@@ -703,6 +783,19 @@ def test_signals(folder: Path, fake_provider: FakeProvider) -> None:
     ATM(module.app)
     sign_in_at(fake_provider, module.app.test_client())
     assert module.users == {"alice": "Alice Adams"}
+
+
+@shows("logout-receiver")
+def test_receiver_of_a_logout(folder: Path, fake_provider: FakeProvider) -> None:
+    module = load(
+        example("logout-receiver"), folder, before=f"{APP}\ncarts = {{'alice': 1, 'bob': 2}}"
+    )
+    module.app.config.update(fake_provider.settings())
+    ATM(module.app)
+    browser = module.app.test_client()
+    sign_in_at(fake_provider, browser)
+    assert fake_provider.backchannel_logout(browser, sub="alice").status_code == 200
+    assert module.carts == {"bob": 2}
 
 
 def test_routes_are_those_that_are_listed(plain_app: Flask) -> None:

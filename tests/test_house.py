@@ -41,6 +41,7 @@ ROOMS = """
         oauth.token_endpoint
         oauth.metadata
         oauth.id_token
+        oauth.logout_token
         oauth.id_token_checks
         oauth.introspection
         oauth.attempts
@@ -51,14 +52,32 @@ ROOMS = """
         grants.answers
         grants.record
         grants.seal
+        grants.indexes
         grants.single_flight
+        grants.batches
+        grants.copy_complaints
+        grants.copy_seal
+        grants.copies
         grants.vault
+        grants.logout_marks
+        grants.idle
         grants.breaker
         grants.stores.stepped
         grants.stores.memory
+        grants.stores.rows
+        grants.stores.forks
+        grants.stores.sqlite_link
         grants.stores.sqlite
         grants.stores.redis_link
         grants.stores.redis
+        grants.stores.lost_replies
+        grants.stores.sql_statements
+        grants.stores.sql_tables
+        grants.stores.sql_batches
+        grants.stores.sql_errors
+        grants.stores.sql_url
+        grants.stores.sql_connections
+        grants.stores.sql_link
         grants.stores.sql
         grants.stores.paired
         grants.stores.session
@@ -67,6 +86,9 @@ ROOMS = """
         grants.refresh
         grants.engine
         grants.user_tokens
+        grants.mass_ending
+        grants.rotation
+        grants.key_use
         grants.client_tokens
         grants.exchange
     top: what a Flask developer touches
@@ -85,6 +107,7 @@ ROOMS = """
         calls.token_auth
         authorized_session
         state
+        meaning
         globals
         destinations
         sealed_cookies
@@ -100,12 +123,33 @@ ROOMS = """
         login.flow
         login
         logout
+        backchannel_logout
         pages
         views
         decorators
         apis
-        cli
+        workers
+        pairing
         doctor
+        doctor.finding
+        doctor.race
+        doctor.store
+        doctor.ring
+        doctor.provider
+        doctor.web
+        cli.output
+        cli.group
+        cli.records
+        cli.configured
+        cli.servers
+        cli.ddl
+        cli.grants
+        cli.outbox
+        cli.revoke
+        cli.purge
+        cli.keys
+        cli.doctor
+        cli
         stores
         assembly
         extension
@@ -125,7 +169,7 @@ DOORS = {
     "authlib": ["login.flow", *_TESTING],
     "blinker": ["signals"],
     "cachelib": ["grants.stores.caching"],
-    "click": ["cli"],
+    "click": ["cli", "cli.*"],
     "cryptography": ["oauth.keys", "grants.seal"],
     "flask": ["top: *", "grants.stores.session", *_TESTING],
     "flask_caching": ["grants.stores.caching"],
@@ -139,7 +183,7 @@ DOORS = {
     "pytest": _TESTING,
     "redis": ["grants.stores.redis_link"],
     "requests": ["oauth.back_channel", *_API_CALLS, "assembly", "extension", *_TESTING],
-    "sqlalchemy": ["grants.stores.sql"],
+    "sqlalchemy": ["grants.stores.sql_*"],
     "urllib3": ["oauth.wire", "oauth.back_channel", *_API_CALLS],
     "werkzeug": ["errors", "top: *", "grants.stores.session", *_TESTING],
 }

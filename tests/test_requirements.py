@@ -9,25 +9,40 @@ from pathlib import Path
 
 import pytest
 
+from tests import lines
+
 TESTS = Path(__file__).parent
 TEXT = (TESTS / "README.rst").read_text("utf-8")
 NAMED = re.findall(r"``([\w/]+\.py)::((?:\w+::)?test_\w+)``", TEXT)
 LINES = re.findall(r"^   \* - ([A-Z]+[0-9]+)$", TEXT, flags=re.MULTILINE)
 
 
+#: The tests that a test class of a store inherits, and where they are written.
+CONTRACTS = {"StoreContract": ("store_contract.py", "store_races.py")}
+
+
 @cache
 def defined(path: Path) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Give the tests of a file: ``test_x``, or ``Class::test_x``."""
+    """Give the tests of a file: ``test_x``, or ``Class::test_x``; those that it inherits too."""
     tree = ast.parse(path.read_text("utf-8"))
     nodes = [("", node) for node in tree.body]
     for one in tree.body:
         if isinstance(one, ast.ClassDef):
-            nodes += [(f"{one.name}::", node) for node in one.body]
+            inherited = [
+                file for base in one.bases for file in CONTRACTS.get(ast.unparse(base), ())
+            ]
+            classes = [node for file in inherited for node in _classes(file)]
+            nodes += [(f"{one.name}::", node) for each in [*classes, one] for node in each.body]
     return {
         prefix + node.name: node
         for prefix, node in nodes
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
+
+
+def _classes(file: str) -> list[ast.ClassDef]:
+    text = (TESTS.parent / "flask_atm" / "testing" / file).read_text("utf-8")
+    return [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
 
 
 @pytest.mark.parametrize(("path", "name"), sorted(set(NAMED)))
@@ -77,3 +92,22 @@ def test_what_is_not_covered_says_why() -> None:
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             found = re.search(r"pragma: no (?:cover|branch)(.*)", line)
             assert found is None or re.search(r"\w{3}", found[1]), f"{path}:{number} says no reason"
+
+
+def test_the_table_of_stores_is_what_the_names_of_the_tests_say() -> None:
+    there = TEXT.partition(lines.BEGIN)[2].partition(lines.END)[0]
+    assert there == lines.table(), "python -m tests.lines"
+
+
+def test_a_file_that_is_said_to_run_on_a_store_speaks_of_it() -> None:
+    for file, stores in lines.RUNS_ON.items():
+        text = (TESTS / file.partition("::")[0]).read_text("utf-8")
+        for store in stores.split():
+            assert store in lines.STORES
+            assert re.search(lines.EVIDENCE[store], text), f"{file} says nothing of {store}"
+
+
+def test_a_name_may_stand_for_several_lines() -> None:
+    assert lines.lines_of("test_c2_a23_redis_is_away_for_3_s") == ["C2", "A23"]
+    assert lines.lines_of("test_b1a_down_for_10_min") == ["B1"]
+    assert lines.lines_of("test_a_name_may_stand_for_several_lines") == []

@@ -202,9 +202,9 @@ class ApplicationKeys:
         None, FrozenDict(), "client-credentials clients by name"
     )
     apis: Mapping[str, APIConfig] = key(None, FrozenDict(), "API sessions by name")
-    store: str = key(own.store, "memory", "where sign-ins are kept", masked=True)
+    store: str | FrozenDict = key(own.store, "memory", "where sign-ins are kept", masked=True)
     paired_store: str | None = key(
-        own.store, None, "the atomic store beside a plain one", masked=True
+        own.atomic, None, "the atomic store beside a plain one", masked=True
     )
     cache: str | FrozenDict | None = key(
         own.cache, None, "where client tokens are shared", masked=True

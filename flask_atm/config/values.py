@@ -17,6 +17,7 @@ __all__ = [
     "CLIENT_AUTH",
     "NOT_YET",
     "algorithms",
+    "atomic",
     "authorize_params",
     "auto",
     "base_url",
@@ -48,15 +49,8 @@ NOT_YET: Final[tuple[tuple[str, object], ...]] = (
     ("client_tls_key", None),
     ("dpop", True),
     ("dpop_key", None),
-    ("grant_idle_timeout", None),
-    ("paired_store", None),
     ("par", True),
     ("request_object", True),
-    ("store", "mariadb*"),
-    ("store", "mysql*"),
-    ("store", "postgres*"),
-    ("store", "session"),
-    ("store", "sqlite+*"),
     ("token", "exchange"),
 )
 
@@ -71,7 +65,7 @@ CLIENT_AUTH: Final = (
 )
 
 _STORE: Final = re.compile(
-    r"sqlite|memory|session|sqlite:///.+|(rediss?|(postgresql|mysql|mariadb|sqlite)(\+\w+)?)://.+"
+    r"sqlite|memory|sqlite:///.+|(rediss?|(postgresql|mysql|mariadb|sqlite)(\+\w+)?)://.+"
 )
 
 
@@ -125,18 +119,43 @@ def client_auth(value: object) -> str:
     return read.choice(*CLIENT_AUTH)(value)
 
 
-def store(value: object) -> str:
-    """Read what names a store."""
+def atomic(value: object) -> str:
+    """Read what names an atomic store."""
     if not isinstance(value, str):
         raise Invalid("has to be a text; a store object goes to ATM(store=…)")
+    if value == "session":
+        raise Invalid("session is a plain store: name an atomic one, such as redis://host")
     if _STORE.fullmatch(read.text(value)) and not value.endswith(":memory:"):
         return value
-    raise Invalid("has to be sqlite, sqlite:///path, redis://host or memory")
+    raise Invalid(
+        "has to be sqlite, sqlite:///path, redis://host, postgresql://host/database, or memory"
+    )
+
+
+def store(value: object) -> str | FrozenDict:
+    """Read what names a store, or the settings of Flask-Caching."""
+    if isinstance(value, Mapping):
+        return _cache_settings(value)
+    if value == "session":
+        return "session"
+    if not isinstance(value, str):
+        raise Invalid("has to be a text, or a mapping with CACHE_TYPE; objects: ATM(store=…)")
+    return atomic(value)
+
+
+def _cache_settings(value: Mapping[object, object]) -> FrozenDict:
+    """Read the settings of Flask-Caching; the environment may have changed their case."""
+    found = FrozenDict({read.text(name).upper(): one for name, one in value.items()})
+    if strange := sorted(name for name in found if not name.startswith("CACHE_")):
+        raise Invalid(f"{', '.join(strange)}: no setting of Flask-Caching, which begin with CACHE_")
+    if not isinstance(found.get("CACHE_TYPE"), str):
+        raise Invalid('needs CACHE_TYPE, the name of a cache of Flask-Caching: "RedisCache"')
+    return found
 
 
 def cache(value: object) -> str | FrozenDict:
     """Read what names a store, or the settings of Flask-Caching."""
-    return FrozenDict(value) if isinstance(value, Mapping) else store(value)
+    return _cache_settings(value) if isinstance(value, Mapping) else atomic(value)
 
 
 def private_key(value: object) -> Secret:

@@ -116,7 +116,8 @@ def lease_left(control: Control, now: float) -> float:
 def pause_left(control: Control, now: float) -> float:
     """Give the seconds before which no attempt is made, or 0 (also after a jump of the clock)."""
     left = control.retry_at - now
-    return left if 0 < left <= LONGEST_PAUSE else 0.0
+    # Stores round to milliseconds, also up.
+    return left if 0 < left <= LONGEST_PAUSE + 0.001 else 0.0
 
 
 def in_doubt(control: Control, now: float) -> bool:

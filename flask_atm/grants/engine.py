@@ -119,10 +119,17 @@ class _Call:
             if isinstance(decision, Denied) or (isinstance(decision, Unavailable) and not refused):
                 self.refuse(decision)
             if isinstance(decision, Renew) and decision.meanwhile is not None:
-                seen = "busy" if refused is not None else self.renew_if_nobody_does(snapshot)
+                # While the store is silent nothing can be begun, and to ask it again takes time.
+                idle = refused is not None or snapshot.copied
+                seen = "busy" if idle else self.renew_if_nobody_does(snapshot)
                 if seen in ("busy", "full"):
                     return snapshot, decision.meanwhile
-                return self.after_attempt(None, seen)
+                snapshot = seen if isinstance(seen, Snapshot) else self.read()
+                left = self.left(snapshot)
+                if left is not None:
+                    return snapshot, left
+                # It ran out during the attempt: from here on as whoever has none.
+                continue
             if refused is not None:
                 raise refused
             if turn > 1:
@@ -219,22 +226,24 @@ class _Call:
 
     # -- ends
 
-    def after_attempt(
-        self, error: ATMError | None, seen: Snapshot | str | None = None
-    ) -> tuple[Snapshot, Slot]:
-        """Look once more: what is still valid is returned to its last second."""
-        snapshot = seen if isinstance(seen, Snapshot) else self.read()
+    def after_attempt(self, error: ATMError) -> tuple[Snapshot, Slot]:
+        """Look once more, and raise the error where nothing is left."""
+        snapshot = self.read()
+        left = self.left(snapshot)
+        if left is None:
+            raise again(error)
+        return snapshot, left
+
+    def left(self, snapshot: Snapshot) -> Slot | None:
+        """Give what may be served after an attempt: what is still valid, to its last second."""
         decision = self.decide(snapshot)
         if isinstance(decision, Serve):
-            return snapshot, decision.slot
+            return decision.slot
         if isinstance(decision, Denied):
             self.refuse(decision)
         slot = snapshot.grant.slots.get(self.want.slot)
-        if slot is not None and slot.expires_at > snapshot.now and self.is_good(slot):
-            return snapshot, slot
-        if error is None:
-            return self.last_look(snapshot)
-        raise again(error)
+        valid = slot is not None and slot.expires_at > snapshot.now and self.is_good(slot)
+        return slot if valid else None
 
     def is_good(self, slot: Slot) -> bool:
         return slot.token.reveal() != self.want.rejected and not is_too_old(slot, self.want)

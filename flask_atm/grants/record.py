@@ -7,7 +7,7 @@ algorithm as one function without any I/O.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from typing import Any, Final, Self
 from zlib import crc32
@@ -89,6 +89,7 @@ class Slot:
     :param requested_at: when the request for it began.
     :param scope: what the server said it granted; ``None``: what was asked for (RFC 6749, 5.1).
     :param renewals: how often in a row it was renewed because an API had refused it.
+    :param other: members of a newer version of this library, kept as they are.
     """
 
     token: Secret
@@ -99,10 +100,12 @@ class Slot:
     obtained_at: float
     scope: str | None = None
     renewals: int = 0
+    other: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def as_json(self) -> dict[str, Any]:
         """Give the members that are sealed."""
         return {
+            **self.other,
             "token": self.token.reveal(),
             "token_type": self.token_type,
             "expires_at": self.expires_at,
@@ -125,6 +128,7 @@ class Slot:
             obtained_at=members["obtained_at"],
             scope=members["scope"],
             renewals=members["renewals"],
+            other=_unknown(members, _SLOT_MEMBERS),
         )
 
 
@@ -137,6 +141,9 @@ class Grant:
     :param scope: what was granted at the sign-in, if the server said so.
     :param resources: the resources named at the sign-in; empty: not known.
     :param slots: by :func:`slot_key`.
+    :param issued_at: when the ID token of the sign-in was issued, by the provider; 0: unknown.
+    :param used_at: when somebody used it last, more or less; 0: unknown.
+    :param indexed_by: the name of the key that its index entries were made with; ``None``: unknown.
     :param other: members of a newer version of this library, kept as they are.
     """
 
@@ -153,6 +160,9 @@ class Grant:
     signed_in_at: float = 0.0
     ends_at: float = 0.0
     slots: Mapping[str, Slot] = field(default_factory=FrozenDict)
+    issued_at: float = 0.0
+    used_at: float = 0.0
+    indexed_by: str | None = None
     other: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def as_json(self) -> dict[str, Any]:
@@ -173,6 +183,9 @@ class Grant:
             "signed_in_at": self.signed_in_at,
             "ends_at": self.ends_at,
             "slots": {key: slot.as_json() for key, slot in self.slots.items()},
+            "issued_at": self.issued_at,
+            "used_at": self.used_at,
+            "indexed_by": self.indexed_by,
         }
 
     @classmethod
@@ -198,7 +211,11 @@ class Grant:
                 signed_in_at=value["signed_in_at"],
                 ends_at=value["ends_at"],
                 slots={key: Slot.from_json(slot) for key, slot in value["slots"].items()},
-                other=_other(value),
+                # Records from before there were these have none.
+                issued_at=value.get("issued_at", 0.0),
+                used_at=value.get("used_at", 0.0),
+                indexed_by=value.get("indexed_by"),
+                other=_unknown(value, _MEMBERS),
             )
         except (KeyError, TypeError, AttributeError):
             pass
@@ -229,7 +246,8 @@ class Grant:
         :param claims: those of the new ID token, if it was checked; ``None`` keeps the old one.
         :param rejected: the token that an API had refused, if that was the reason.
         """
-        grant = self
+        # Nothing is renewed but for somebody who uses it.
+        grant = replace(self, used_at=now)
         if tokens.refresh_token is not None:
             grant = replace(grant, refresh_token=tokens.refresh_token)
         if claims is not None:
@@ -250,14 +268,15 @@ class Grant:
         return grant.with_slot(key, slot, now=now)
 
 
-def _other(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the members that only a newer version knows."""
-    if len(value) == len(_MEMBERS):
+def _unknown(value: Mapping[str, Any], known: frozenset[str]) -> Mapping[str, Any]:
+    """Give the members that only a newer version knows, or that say what a copy has left out."""
+    if known.issuperset(value):
         return _NOTHING
-    return {name: value[name] for name in value.keys() - _MEMBERS}
+    return {name: value[name] for name in value.keys() - known}
 
 
 _NOTHING: Final = FrozenDict()
+_SLOT_MEMBERS: Final = frozenset(one.name for one in fields(Slot)) - {"other"}
 _MEMBERS: Final = frozenset(Grant(provider="", issuer="", client_id="").as_json())
 
 
@@ -275,12 +294,16 @@ def _secret(text: str | None) -> Secret | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """A record as it was read and opened, with the instant of the store's clock."""
+    """A record as it was read and opened, with the instant of the store's clock.
+
+    :param copied: it comes from memory, because the store does not answer.
+    """
 
     key: str
     control: Control
     grant: Grant
     now: float
+    copied: bool = False
 
     @property
     def is_dead(self) -> bool:

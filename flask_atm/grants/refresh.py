@@ -110,7 +110,7 @@ class Renewal(Protocol):
 class Event:
     """Something to tell the application once no lock is held."""
 
-    name: Literal["token_refreshed", "token_refresh_failed", "grant_revoked"]
+    name: Literal["token_refreshed", "token_refresh_failed", "grant_revoked", "user_logged_out"]
     details: Mapping[str, Any]
 
 
@@ -180,6 +180,7 @@ class Refresher:
         self._refusals = refusals
         self._place = place
         self._checkpoint = checkpoint
+        self._last_complaint = -60.0
 
     def run(
         self,
@@ -216,7 +217,6 @@ class Refresher:
             if begun.status != "held":
                 self._breaker.withdraw()
                 return "busy" if begun.status == "busy" else "look"
-            self._checkpoint("begun")
             parameters = self._parameters
             attempt = _Attempt(
                 snapshot=snapshot,
@@ -245,7 +245,8 @@ class Refresher:
                 lease=self._parameters.lease,
                 intent=intent,
             )
-        except StoreError:
+        except BaseException:
+            # Also where a worker is told to end in the middle of it.
             self._breaker.withdraw()
             self._give_back(snapshot, owner, clear_intent=True)
             raise
@@ -253,6 +254,7 @@ class Refresher:
     def _hold(self, attempt: _Attempt) -> None:
         """Do what the lease was taken for; whatever happens, it is given back."""
         try:
+            self._checkpoint("begun")
             if attempt.begun.doubt and not self._may_send_in_doubt(attempt):
                 self._breaker.withdraw()
                 self._abort(attempt, clear_intent=True)
@@ -463,14 +465,14 @@ class Refresher:
         base, version, now = attempt.snapshot.grant, attempt.begun.version, attempt.answered_at
         while True:
             grant = self._renewed(attempt, base, tokens, claims, received_at)
+            sealed = self._vault.seal(attempt.key, grant, version=version + 1)
             outcome = self._store.commit(
-                attempt.key,
-                self._vault.seal(attempt.key, grant, version=version + 1),
-                expected_version=version,
-                commit_id=attempt.commit_id,
+                attempt.key, sealed, expected_version=version, commit_id=attempt.commit_id
             )
             if outcome == "ok":
                 attempt.result = self._as_stored(attempt, grant, version + 1, now)
+                self._vault.remember(replace(attempt.result, now=attempt.now), sealed)
+                attempt.later.append(partial(self._vault.copy, attempt.result))
                 return "stored"
             current = self._vault.read_stored(attempt.key) if outcome == "moved" else None
             if current is None:
@@ -552,7 +554,11 @@ class Refresher:
                 dead=dead,
             )
         except StoreError as error:
-            log.warning("a lease could not be given back, it lapses: %s", error)
+            # Said once a minute: while the store is away it is so for every user.
+            now = time.monotonic()
+            if now - self._last_complaint >= 60.0:
+                self._last_complaint = now
+                log.warning("a lease could not be given back, it lapses: %s", error)
 
     def _tell(
         self,

@@ -107,6 +107,21 @@ class KeyRing:
         """Tell whether the first key of the ring sealed this."""
         return sealed[:_KEY_ID] == self._first
 
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The names of the keys as 8 hexadecimal digits, the one that seals first."""
+        others = [name.hex() for name in reversed(self._keys) if name != self._first]
+        return (self._first.hex(), *others)
+
+    @staticmethod
+    def key_id(sealed: bytes) -> str:
+        """Give the name of the key that sealed this, be it in the ring or not."""
+        return sealed[:_KEY_ID].hex()
+
+    def knows(self, sealed: bytes) -> bool:
+        """Tell whether a key of the ring may have sealed this."""
+        return sealed[:_KEY_ID] in self._keys
+
     def digest(self, *parts: str) -> str:
         """Give a keyed hash of texts: equal for equal parts, of no use without the ring.
 

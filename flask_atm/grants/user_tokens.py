@@ -6,24 +6,29 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from flask_atm.errors import InsufficientScope, LoginRequired
+from flask_atm.errors import InsufficientScope, LoginFailed, LoginRequired
+from flask_atm.grants import indexes
 from flask_atm.grants.answers import Tokens
+from flask_atm.grants.copy_seal import has_id_tokens
 from flask_atm.grants.engine import Engine
+from flask_atm.grants.idle import Idle
+from flask_atm.grants.logout_marks import LogoutMarks
 from flask_atm.grants.record import Grant, Slot, Snapshot, Want, slot_key, token_request
 from flask_atm.grants.refresh import Event, Exchange
 from flask_atm.grants.seal import KeyRing, Unreadable
 from flask_atm.grants.vault import Vault, new_grant_id, record_key
+from flask_atm.oauth.id_token import instant
 from flask_atm.oauth.token_endpoint import TokenEndpoint
-from flask_atm.protocols import Clock
+from flask_atm.protocols import Clock, Doomed
 from flask_atm.tokens import AS_CONFIGURED, AccessToken, Login, TokenParameters, UserToken
 
-__all__ = ["EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
+__all__ = ["Drained", "EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
 
 log = logging.getLogger("flask_atm.user_tokens")
 
 #: Servers leave these out of what they say they granted, or rename them; nobody is refused for it.
 _UNCERTAIN: Final = frozenset({"openid", "profile", "email", "offline_access"})
-_OUTBOX: Final = "outbox"
+_OUTBOX: Final = indexes.OUTBOX
 #: Of so many entries of the outbox, so many are looked at in one go.
 _FOUND: Final = 10_000
 _LOOKED_AT: Final = 100
@@ -70,6 +75,18 @@ class EndedGrant:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Drained:
+    """What became of the outbox.
+
+    :param revoked: how many tokens were revoked.
+    :param answered: ``False``: the server did not, so it is of no use to go on now.
+    """
+
+    revoked: int
+    answered: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UserTokens:
     """The grants of one provider. Thread-safe and fork-safe.
 
@@ -81,6 +98,9 @@ class UserTokens:
     :param leeway: seconds before the expiry from which on a token is renewed.
     :param lifetime: seconds until the absolute end of a grant.
     :param notify: told of every event, with the grant id; no lock and no lease is held then.
+    :param marks: what the provider has ended lately; ``None``: it ends none of these grants.
+    :param idle: ends grants that nobody uses.
+    :param revoke: whether the refresh tokens of grants that end by themselves are to be revoked.
     """
 
     name: str
@@ -98,6 +118,9 @@ class UserTokens:
     leeway: float
     lifetime: float
     notify: Callable[[str, Event], None]
+    marks: LogoutMarks | None = None
+    idle: Idle | None = None
+    revoke: bool = True
 
     # -- a sign-in
 
@@ -105,20 +128,35 @@ class UserTokens:
         """Store what a sign-in gave.
 
         :returns: the grant id, a handle with 256 random bits: whoever has it acts as the user.
+        :raises LoginFailed: the provider has ended its session meanwhile.
         :raises StoreError: the store did not take it; nobody is signed in.
         """
         grant_id = new.grant_id or new_grant_id(self.name)
         key = record_key(grant_id)
-        grant = self._grant(new)
+        grant = indexes.indexed(self.ring, self._grant(new))
         sealed = self.vault.seal(key, grant, version=1)
         created = self.vault.store.create(
-            key, sealed, ends_at=grant.ends_at, index=self._index(grant)
+            key, sealed, ends_at=grant.ends_at, index=self.index(grant)
         )
         if not created:
             # A store that has repeated the step, because an answer was lost, finds its own work.
             stored = self.vault.store.read(key)
             if stored is None or stored.sealed != sealed:
                 raise AssertionError("a grant id of 256 random bits was there already")
+        # Only now: a logout that does not find this grant has left its mark before.
+        if self.marks is not None and self.marks.forbid(grant):
+            self.end(grant_id)
+            raise LoginFailed(
+                "The provider has ended this session already.",
+                error="logged_out",
+                error_description="It signed the user out while the sign-in was under way.",
+                provider=self.name,
+            )
+        if self.idle is not None:
+            snapshot = self.vault.read_stored(key)  # the clock that counts is the store's
+            if snapshot is not None:
+                self.idle.used(snapshot, at_once=True)
+        self.vault.copy_new(key)
         return grant_id
 
     def _grant(self, new: NewGrant) -> Grant:
@@ -140,8 +178,9 @@ class UserTokens:
             resources=self.resources,
             signed_in_at=now,
             ends_at=now + self.lifetime,
+            issued_at=instant(claims.get("iat")) or 0.0,
         )
-        return grant.renewed(
+        grant = grant.renewed(
             slot_key(self.settings),
             tokens,
             claims=None,
@@ -149,17 +188,18 @@ class UserTokens:
             requested_at=new.requested_at,
             now=now,
         )
+        return replace(grant, used_at=0.0)
 
-    def _index(self, grant: Grant) -> list[str]:
-        entries = []
-        if grant.subject:
-            entries.append(self._entry("sub", grant.subject))
-        if grant.session_id:
-            entries.append(self._entry("sid", grant.session_id))
-        return entries
+    def index(self, grant: Grant) -> list[str]:
+        """Give the index entries of a grant, by the first key of the ring."""
+        return indexes.of_grant(self.ring, grant)
 
-    def _entry(self, kind: str, value: str) -> str:
-        return self.ring.digest("index", self.issuer, self.client_id, kind, value)
+    def entries(self, kind: str, value: str) -> list[str]:
+        """Give the index entries of a subject or session, by every key of the ring.
+
+        :param kind: ``sub`` or ``sid``.
+        """
+        return indexes.entries(self.ring, self.issuer, self.client_id, kind, value)
 
     # -- use
 
@@ -169,7 +209,24 @@ class UserTokens:
         :raises StoreError: the store is silent.
         """
         snapshot = self.vault.read(record_key(grant_id))
-        return None if snapshot is None or snapshot.is_dead else snapshot
+        if snapshot is None or snapshot.is_dead:
+            return None
+        return self._in_use(grant_id, snapshot)
+
+    def _in_use(self, grant_id: str, snapshot: Snapshot) -> Snapshot | None:
+        """Write down that a grant is used; ``None``: nobody has used it for too long, it ends."""
+        if self.idle is None:
+            return snapshot
+        if not self.idle.is_over(snapshot):
+            written = self.idle.used(snapshot)
+            if written is not snapshot:
+                self.vault.copy(written)
+            return written
+        # Of this version only: another one is that of somebody who uses it at this moment.
+        if self._remove(self.doom(snapshot, revoke=self.revoke)):
+            details = {"claims": snapshot.grant.claims}
+            self.notify(grant_id, Event(name="user_logged_out", details=details))
+        return None
 
     def login(self, grant_id: str, snapshot: Snapshot) -> Login:
         """Give who is signed in, from a grant that was read."""
@@ -198,7 +255,7 @@ class UserTokens:
         :raises InsufficientScope: the user did not grant what the caller named.
         """
         effective = self.settings.merge(parameters)
-        snapshot = first or self._opened(record_key(grant_id))
+        snapshot = first or self._opened(grant_id)
         if effective.resource and snapshot.grant.resources:
             self._check_resources(snapshot.grant, effective.resource)
         want = Want(slot=slot_key(effective), leeway=self.leeway, rejected=rejected)
@@ -222,8 +279,9 @@ class UserTokens:
         left = token.expires_in
         return max(min(1.0, left), left - self.leeway)
 
-    def _opened(self, key: str) -> Snapshot:
-        snapshot = self.vault.read(key)
+    def _opened(self, grant_id: str) -> Snapshot:
+        snapshot = self.vault.read(record_key(grant_id))
+        snapshot = snapshot and self._in_use(grant_id, snapshot)
         if snapshot is None:
             raise LoginRequired("This sign-in has ended.", provider=self.name, reason="ended")
         return snapshot
@@ -289,15 +347,43 @@ class UserTokens:
                 if self.vault.holds(key):
                     self.vault.delete(key, keep=None, index=())  # it does not open
                 return None  # what its tombstone keeps is still to be revoked
-            keep = self._outbox_entry(snapshot, revoke_after) if revoke else None
-            # A refresh that is done between the read and this would leave its tokens unrevoked.
-            version = None if last else snapshot.control.version
-            index = (self._outbox,) if keep is not None else ()
-            if self.vault.delete(key, keep=keep, index=index, expected_version=version):
-                return self._ended(snapshot)
+            doomed = self.doom(snapshot, revoke=revoke, revoke_after=revoke_after, as_read=not last)
+            if self._remove(doomed):
+                return self.ended(snapshot)
         return None
 
-    def _ended(self, snapshot: Snapshot) -> EndedGrant:
+    def _remove(self, doomed: Doomed) -> bool:
+        return self.vault.delete(
+            doomed.key,
+            keep=doomed.keep,
+            index=doomed.index,
+            expected_version=doomed.expected_version,
+        )
+
+    def doom(
+        self,
+        snapshot: Snapshot,
+        *,
+        revoke: bool,
+        revoke_after: float = 0.0,
+        as_read: bool = True,
+    ) -> Doomed:
+        """Say what is to be removed, and what is to be kept of it until it is revoked.
+
+        :param as_read: only if it is as it was read: the tokens of a refresh that is done
+            meanwhile would stay unrevoked.
+        """
+        keep = self._outbox_entry(snapshot, revoke_after) if revoke else None
+        return Doomed(
+            key=snapshot.key,
+            keep=keep,
+            index=() if keep is None else (self._outbox,),
+            expected_version=snapshot.control.version if as_read else None,
+            ends_at=snapshot.control.ends_at,
+        )
+
+    def ended(self, snapshot: Snapshot) -> EndedGrant:
+        """Give what is left of a grant that was removed."""
         grant = snapshot.grant
         return EndedGrant(
             key=snapshot.key,
@@ -313,7 +399,7 @@ class UserTokens:
     @property
     def _outboxes(self) -> list[str]:
         """Those of the former keys of the ring too."""
-        return self.ring.digests(_OUTBOX, self.issuer, self.client_id)
+        return indexes.outboxes(self.ring, self.issuer, self.client_id)
 
     def _outbox_entry(self, snapshot: Snapshot, wait: float) -> bytes | None:
         """Seal what is still to be revoked."""
@@ -342,6 +428,16 @@ class UserTokens:
         :param parameters: of the revocation of these.
         :returns: how many were revoked.
         """
+        return self.drain_once(due=due, parameters=parameters, limit=limit).revoked
+
+    def drain_once(
+        self,
+        *,
+        due: Collection[str] = (),
+        parameters: TokenParameters = AS_CONFIGURED,
+        limit: int = 10,
+    ) -> Drained:
+        """Do :meth:`drain`, and tell whether the server answered, too."""
         done = 0
         found = {key for outbox in self._outboxes for key in self.vault.store.find(outbox, _FOUND)}
         # Those that have to wait, for as long as a newer sign-in lives, must not hide the others.
@@ -352,9 +448,9 @@ class UserTokens:
                 break
             outcome = self._revoke_entry(key, parameters if key in due else None)
             if outcome is None:
-                break
+                return Drained(revoked=done, answered=False)
             done += outcome
-        return done
+        return Drained(revoked=done, answered=True)
 
     def _revoke_entry(self, key: str, due: TokenParameters | None) -> bool | None:
         """Revoke one entry; ``False``: not yet; ``None``: the server did not answer."""
@@ -383,7 +479,7 @@ class UserTokens:
     def _has_newer(self, session_id: str | None, subject: str, signed_in_at: float) -> bool:
         """Tell whether a newer grant shares the server's session, which revoking would end."""
         entry = ("sid", session_id) if session_id else ("sub", subject)
-        for index in self.ring.digests("index", self.issuer, self.client_id, *entry):
+        for index in self.entries(*entry):
             for key in self.vault.store.find(index):
                 snapshot = self.vault.read_stored(key)
                 # One that the server has ended is none, and may be the very one that this is about.
@@ -445,7 +541,7 @@ class _Refresh:
     def prepare(self, grant: Grant) -> Exchange:
         if grant.refresh_token is None:
             raise LoginRequired(provider=self.owner.name, reason="expired")
-        if grant.id_token is not None:
+        if has_id_tokens(grant):
             self.owner.id_tokens.warm()
         parameters = self.parameters
         form = token_request(
@@ -456,7 +552,7 @@ class _Refresh:
         return self.owner.endpoint.prepare(form, client_assertion=parameters.client_assertion)
 
     def verify(self, grant: Grant, tokens: Tokens) -> Mapping[str, Any] | None:
-        if tokens.id_token is None or grant.id_token is None:
+        if tokens.id_token is None or not has_id_tokens(grant):
             return None
         access_token = tokens.access_token
         claims = self.owner.id_tokens.check_refreshed(

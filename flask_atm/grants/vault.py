@@ -14,17 +14,22 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from threading import Event, Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from flask_atm.errors import StoreError
+from flask_atm.grants.batches import delete_many, read_many
 from flask_atm.grants.control import Stored
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.record import SCHEMA, Grant, Snapshot
 from flask_atm.grants.seal import KeyRing, Unreadable
 from flask_atm.grants.single_flight import ProcessLock
-from flask_atm.protocols import AtomicGrantStore
+from flask_atm.protocols import AtomicGrantStore, Doomed
+
+if TYPE_CHECKING:
+    from flask_atm.grants.copies import Copies
 
 __all__ = ["KeptAnswer", "Vault", "new_grant_id", "record_key"]
 
@@ -68,6 +73,7 @@ class Vault:
     :param provider: the name that is bound into the seal.
     :param is_ours: whether a grant belongs to the present issuer and client id; any other one is
         no record, and nothing of it is ever sent.
+    :param copies: what a plain store has beside this one.
     """
 
     def __init__(
@@ -78,8 +84,10 @@ class Vault:
         provider: str,
         parameters: EngineParameters,
         is_ours: Callable[[Grant], bool],
+        copies: "Copies | None" = None,
     ) -> None:
         self.store = store
+        self.copies = copies
         self._ring = ring
         self._provider = provider
         self._parameters = parameters
@@ -102,9 +110,26 @@ class Vault:
             stored = self._copy(key)
             if stored is None:
                 raise
+            copied = self._open(key, stored)
+            return copied and replace(copied, copied=True)
         else:
             self._remember(key, stored)
+            if self.copies is not None:
+                return self.copies.settle(
+                    key, stored, open_=partial(self._open, key), seal=partial(self._seal_for, key)
+                )
         return None if stored is None else self._open(key, stored)
+
+    def copy(self, snapshot: Snapshot) -> None:
+        """Copy a grant that the store has just taken, where there are copies."""
+        if self.copies is not None:
+            self.copies.save(snapshot)
+
+    def copy_new(self, key: str) -> None:
+        """Copy a grant that was just made, where there are copies."""
+        snapshot = None if self.copies is None else self.read_stored(key)
+        if snapshot is not None:
+            self.copy(snapshot)
 
     def read_stored(self, key: str) -> Snapshot | None:
         """Give a grant as the store has it now, with no help from memory.
@@ -113,6 +138,31 @@ class Vault:
         """
         stored = self.store.read(key)
         return None if stored is None else self._open(key, stored)
+
+    def read_many(self, keys: Sequence[str]) -> list[tuple[Stored | None, Snapshot | None]]:
+        """Give records as the store has them now: whatever is there, and the grant that it is.
+
+        :raises StoreError: the store is silent.
+        """
+        found = read_many(self.store, keys)
+        return [
+            (
+                stored,
+                self.recognise(key, stored) if stored and not stored.control.tombstone else None,
+            )
+            for key, stored in zip(keys, found, strict=True)
+        ]
+
+    def delete_many(self, doomed: Sequence[Doomed]) -> list[bool]:
+        """Remove grants from the store and from memory; tell of each whether it was there."""
+        done = delete_many(self.store, doomed)
+        for one, deleted in zip(doomed, done, strict=True):
+            self._forget(one.key, deleted=deleted)
+        return done
+
+    def can_open(self, stored: Stored) -> bool:
+        """Tell whether the ring has the key that sealed a record, whatever is inside."""
+        return self._ring.knows(stored.sealed)
 
     def holds(self, key: str) -> bool:
         """Tell whether the store has a record, whoever may be able to open it."""
@@ -181,8 +231,20 @@ class Vault:
             bound=self._bound(version),
         )
 
+    def _seal_for(self, key: str, grant: Grant, version: int) -> bytes:
+        return self.seal(key, grant, version=version)
+
     def _bound(self, version: int) -> str:
         return f"{self._provider}\0{version}\0{SCHEMA}"
+
+    def replace(self, snapshot: Snapshot, grant: Grant) -> bool:
+        """Store anything but the result of a refresh; ``False``: it is not as it was read.
+
+        :raises StoreError: the store is silent.
+        """
+        version = snapshot.control.version
+        sealed = self.seal(snapshot.key, grant, version=version + 1)
+        return self.store.update(snapshot.key, sealed, expected_version=version) == "ok"
 
     def delete(
         self,
@@ -194,10 +256,13 @@ class Vault:
     ) -> bool:
         """Remove a grant from the store and from memory."""
         deleted = self.store.delete(key, keep=keep, index=index, expected_version=expected_version)
+        self._forget(key, deleted=deleted)
+        return deleted
+
+    def _forget(self, key: str, *, deleted: bool) -> None:
         self._copies.pop(key, None)
         if deleted:
             self._keeper.end(key)
-        return deleted
 
     def keep(self, key: str, answer: KeptAnswer) -> None:
         """Serve from an answer that the store did not take, until it does."""
@@ -205,13 +270,23 @@ class Vault:
 
     # -- copies
 
+    def remember(self, snapshot: Snapshot, sealed: bytes) -> None:
+        """Take a record that the store has just taken for one that was just read."""
+        stored = Stored(control=snapshot.control, sealed=sealed, now=snapshot.now)
+        self._remember(snapshot.key, stored)
+
     def _remember(self, key: str, stored: Stored | None) -> None:
         if stored is None:
             self._copies.pop(key, None)
             return
-        if len(self._copies) >= _COPIES and key not in self._copies:
-            self._copies.clear()
-        self._copies[key] = (stored, time.monotonic())
+        known = self._copies.pop(key, None)  # so that the oldest come first
+        new = (stored, time.monotonic())
+        if known and known[0].control.version > stored.control.version and new[1] - known[1] < 1.0:
+            new = known  # another thread has read it, or renewed it, since this one was read
+        self._copies[key] = new
+        if len(self._copies) > _COPIES:
+            for old in list(self._copies)[: _COPIES // 8]:
+                self._copies.pop(old, None)
 
     def _copy(self, key: str) -> Stored | None:
         stored, at = self._copies.get(key, (None, 0.0))

@@ -4,6 +4,7 @@ However often the same answer comes, it leads to the same place: what is done on
 there before leaves, the application is told) is done by the request that writes it down first.
 """
 
+import secrets
 from dataclasses import replace
 from typing import Final
 
@@ -12,8 +13,9 @@ from flask import Response, current_app, session
 from flask_atm.browser_session import forget, handles, remember
 from flask_atm.destinations import after_login, redirect_to
 from flask_atm.endings import drain_soon, end_sign_in, known_provider
-from flask_atm.errors import LoginFailed
+from flask_atm.errors import LoginFailed, SessionTooLarge
 from flask_atm.grants.record import Snapshot
+from flask_atm.grants.stores.session import SessionStore
 from flask_atm.login.recent import recent, remember_recent
 from flask_atm.login.used_states import Attempt, Result, find, settle, wait
 from flask_atm.login.whose import NOBODY, User, belongs_to
@@ -47,11 +49,37 @@ def follow(attempt: Attempt) -> Response:
     if result is None or snapshot is None:
         return redirect_to(next_path or after_login())
     if not result.entered:
+        _check_room(attempt, result, version, snapshot)
         result = _enter(attempt, result, version, snapshot)
     elif _has_later_sign_in(attempt.provider, grant_id):
         return redirect_to(after_login())
     _put_into_session(attempt, result, snapshot)
     return redirect_to((not result.switched and next_path) or after_login())
+
+
+def _check_room(attempt: Attempt, result: Result, version: int, snapshot: Snapshot) -> None:
+    """End a new grant that does not fit into the session cookie, where it is to be copied there.
+
+    :raises SessionTooLarge: it does not, and nothing of it is left.
+    """
+    state, provider = attempt.state, attempt.provider
+    copies = provider.tokens.vault.copies
+    if copies is None or not isinstance(state.plain, SessionStore):
+        return
+    switched = _is_somebody_else(attempt, result.grant_id, snapshot.grant.subject)
+    try:
+        state.plain.check_room(
+            provider.name,
+            state.store_id(),
+            result.grant_id,
+            copies.sealed(snapshot),
+            alone=switched,
+        )
+    except SessionTooLarge:
+        provider.tokens.end(result.grant_id)
+        drain_soon(provider)
+        settle(attempt, Result(reference=secrets.token_hex(4)), version=version)
+        raise
 
 
 def _note(attempt: Attempt) -> None:
@@ -95,6 +123,7 @@ def _put_into_session(attempt: Attempt, result: Result, snapshot: Snapshot) -> N
     if regenerate is not None and provider.config.sign_in:
         regenerate(session._get_current_object())  # type: ignore[attr-defined]
     remember(provider.name, attempt.state.store_id(), result.grant_id)
+    provider.tokens.vault.copy(snapshot)
 
 
 # -- who was there before

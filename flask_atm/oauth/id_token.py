@@ -22,6 +22,7 @@ from flask_atm.tokens import FrozenDict, Secret
 
 __all__ = [
     "DEFAULT_ALGORITHMS",
+    "LOGOUT_EVENT",
     "ClocksDisagree",
     "IDTokenRejected",
     "IDTokenRules",
@@ -29,6 +30,9 @@ __all__ = [
     "KeysUnavailable",
     "Signed",
     "allowed_algorithms",
+    "audiences",
+    "instant",
+    "is_subject",
     "open_signed",
     "validate",
     "validate_refreshed",
@@ -44,7 +48,7 @@ _LONGEST: Final = 65536
 _IAT_TOLERANCE: Final = 60
 _LATEST: Final = 1e15
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*")
-_LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
+LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
 # Header members that would let the token choose its own key, change its meaning or its encoding.
 _REFUSED_MEMBERS: Final = frozenset({"crit", "jku", "jwk", "x5u", "x5c", "b64", "enc", "zip"})
 
@@ -286,12 +290,12 @@ def _faults(signed: Signed, rules: IDTokenRules, expected: Mapping[str, Secret])
         yield "typ"
     if claims.get("iss") != rules.issuer:
         yield "iss"
-    audiences = _audiences(claims)
-    if rules.client_id not in audiences:
+    entitled = audiences(claims)
+    if rules.client_id not in entitled:
         yield "aud"
-    if ("azp" in claims or len(audiences) > 1) and claims.get("azp") != rules.client_id:
+    if ("azp" in claims or len(entitled) > 1) and claims.get("azp") != rules.client_id:
         yield "azp"
-    if not _is_subject(claims.get("sub")):
+    if not is_subject(claims.get("sub")):
         yield "sub"
     for name in ("at_hash", "c_hash"):
         if name in claims and name in expected and not signed.matches(claims[name], expected[name]):
@@ -299,13 +303,13 @@ def _faults(signed: Signed, rules: IDTokenRules, expected: Mapping[str, Secret])
 
 
 def _time_faults(claims: Mapping[str, Any], now: float, skew: float) -> Iterator[str]:
-    expires_at, issued_at = _instant(claims.get("exp")), _instant(claims.get("iat"))
+    expires_at, issued_at = instant(claims.get("exp")), instant(claims.get("iat"))
     if expires_at is None or now >= expires_at + skew:
         yield "exp"
     if issued_at is None or issued_at > now + skew:
         yield "iat"
     if "nbf" in claims:
-        valid_from = _instant(claims["nbf"])
+        valid_from = instant(claims["nbf"])
         if valid_from is None or valid_from > now + skew:
             yield "nbf"
 
@@ -323,7 +327,7 @@ def _strength_faults(
 ) -> Iterator[str]:
     now, skew = clock
     if max_age is not None:
-        signed_in_at = _instant(claims.get("auth_time"))
+        signed_in_at = instant(claims.get("auth_time"))
         if signed_in_at is None or not -skew <= now - signed_in_at <= max_age + skew:
             yield "auth_time"
     if acr_values and claims.get("acr") not in acr_values:
@@ -336,12 +340,12 @@ def _refresh_faults(claims: Mapping[str, Any], old: Mapping[str, Any]) -> Iterat
     if claims["iss"] != old.get("iss", claims["iss"]):
         yield "iss"
     if "aud" in old:
-        if set(_audiences(claims)) != set(_audiences(old)):
+        if set(audiences(claims)) != set(audiences(old)):
             yield "aud"
         if claims.get("azp") != old.get("azp"):
             yield "azp"
-    issued_at = _instant(claims.get("iat"))
-    if issued_at is None or issued_at < (_instant(old.get("iat")) or 0) - _IAT_TOLERANCE:
+    issued_at = instant(claims.get("iat"))
+    if issued_at is None or issued_at < (instant(old.get("iat")) or 0) - _IAT_TOLERANCE:
         yield "iat"
     if "auth_time" in claims and claims["auth_time"] != old.get("auth_time", claims["auth_time"]):
         yield "auth_time"
@@ -352,13 +356,13 @@ def _refresh_faults(claims: Mapping[str, Any], old: Mapping[str, Any]) -> Iterat
 def _is_id_token(signed: Signed) -> bool:
     # Before types were explicit (RFC 8725, section 3.11), only the event told a logout token.
     events = signed.claims.get("events")
-    if isinstance(events, dict) and _LOGOUT_EVENT in events:
+    if isinstance(events, dict) and LOGOUT_EVENT in events:
         return False
     return not (signed.typ or "").lower().endswith("+jwt")
 
 
-def _audiences(claims: Mapping[str, Any]) -> tuple[str, ...]:
-    """Give the audiences, each once; none where the claim is not as it has to be."""
+def audiences(claims: Mapping[str, Any]) -> tuple[str, ...]:
+    """Give the audiences (``aud``), each once; none where the claim is not as it has to be."""
     audience = claims.get("aud")
     entries = [audience] if isinstance(audience, str) else audience
     if not isinstance(entries, list | tuple) or not all(isinstance(one, str) for one in entries):
@@ -366,7 +370,8 @@ def _audiences(claims: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entries))
 
 
-def _is_subject(subject: object) -> bool:
+def is_subject(subject: object) -> bool:
+    """Tell whether this may be a ``sub`` (OIDC Core, section 2)."""
     return (
         isinstance(subject, str)
         and 0 < len(subject) <= 255
@@ -375,7 +380,8 @@ def _is_subject(subject: object) -> bool:
     )
 
 
-def _instant(value: object) -> float | None:
+def instant(value: object) -> float | None:
+    """Read a NumericDate (RFC 7519, section 2); ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return value if 0 <= value < _LATEST else None

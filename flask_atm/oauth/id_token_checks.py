@@ -14,6 +14,7 @@ from flask_atm.oauth.id_token import (
     validate,
     validate_refreshed,
 )
+from flask_atm.oauth.logout_token import LogoutToken, validate_logout
 from flask_atm.oauth.metadata import MetadataCache, ServerLocation, ServerMetadata
 from flask_atm.protocols import Clock
 
@@ -78,6 +79,21 @@ class IDTokenChecks:
             access_token=access_token,
             max_age=max_age,
             acr_values=acr_values,
+        )
+
+    def check_logout(self, token: str) -> LogoutToken:
+        """Check a logout token and give what it says: the same keys sign both kinds.
+
+        :raises LogoutTokenRejected: it is proved bad.
+        :raises KeysUnavailable: it cannot be checked now.
+        :raises ServerUnavailable: the metadata cannot be had.
+        """
+        metadata = self.metadata.get(self.location)
+        return validate_logout(
+            token,
+            self._rules(metadata),
+            keys=lambda kid, alg: self.metadata.candidates(metadata, kid, alg),
+            now=self.clock(),
         )
 
     def check_refreshed(

@@ -19,6 +19,8 @@ from flask_atm.testing.provider_views import ENDPOINTS, create_app
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from flask.testing import FlaskClient
+    from werkzeug.test import TestResponse
 
     from flask_atm.protocols import Clock
 
@@ -226,6 +228,27 @@ class FakeProvider(FakeServer):
         """Make a token that ends sign-ins by OpenID Connect Back-Channel Logout 1.0."""
         named = {name: value for name, value in (("sub", sub), ("sid", sid)) if value is not None}
         return make_logout_token(self._key, self.issuer, client_id, self._storage.clock(), named)
+
+    def backchannel_logout(
+        self,
+        client: "FlaskClient",
+        *,
+        sub: str | None = None,
+        sid: str | None = None,
+        client_id: str = "flask-app",
+        path: str = "/oidc/backchannel-logout",
+    ) -> "TestResponse":
+        """Tell an application that a session has ended, as a provider does.
+
+        :param client: a test client of the application; whose, makes no difference.
+        :param sub: whose sign-ins end.
+        :param sid: the session whose sign-ins end, if it is one only.
+        :param client_id: of the application.
+        :param path: where the application takes such tokens.
+        :returns: its answer: 200, or 400 if it refuses.
+        """
+        token = self.logout_token(client_id=client_id, sub=sub, sid=sid)
+        return client.post(path, data={"logout_token": token})
 
     def _serve(self, environ: "WSGIEnvironment", start: "StartResponse") -> "Iterable[bytes]":
         return self._flask()(environ, start)

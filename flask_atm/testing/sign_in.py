@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from flask_atm.browser_session import SESSION_KEY, remember
 from flask_atm.grants.answers import Tokens
 from flask_atm.grants.user_tokens import NewGrant
+from flask_atm.grants.vault import record_key
 from flask_atm.state import Provider, current_state
 from flask_atm.tokens import Secret, parse_scope
 
@@ -65,6 +66,7 @@ def sign_in(
         )
         session.update(kept)
         remember(ready.name, state.store_id(), grant_id)
+        ready.tokens.vault.copy_new(record_key(grant_id))
         kept[SESSION_KEY] = session[SESSION_KEY]
     return grant_id
 

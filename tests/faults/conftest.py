@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.faults.driver import Fleet
 from tests.faults.engines import PARAMETERS, FlaskATM
 from tests.grants.support import Setup
 from tests.grants.tools import metadata, settings
 from tests.servers import Reply, RotatingTokenServer
+from tests.servers.redis_server import RedisServer
 
 __all__ = ["Place"]
 
@@ -21,16 +23,18 @@ LIFETIME = 300.0
 class Place:
     """A server, and engines that share a store.
 
-    :param folder: where the store is.
+    :param folder: where files may be.
+    :param store: its URL.
     """
 
     server: RotatingTokenServer
     folder: Path
+    store: str
 
     def engine(self, left: float = -100.0) -> FlaskATM:
         """Give an engine for which the tokens of a sign-in have so many seconds left."""
         setup = Setup(
-            config=settings(self.server, f"sqlite:///{self.folder / 'grants.sqlite3'}"),
+            config=settings(self.server, self.store),
             ahead=LIFETIME - left,
             engine=PARAMETERS,
         )
@@ -44,12 +48,29 @@ class Place:
         return [one.parameter("refresh_token") or "" for one in self.server.token_requests]
 
 
+@pytest.fixture(scope="session")
+def _redis() -> Iterator[RedisServer]:
+    with RedisServer() as running:
+        yield running
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An SQLite file; whoever parametrizes this indirectly with "redis" gets that."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'grants.sqlite3'}"
+    server: RedisServer = request.getfixturevalue("_redis")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    return server.url
+
+
+@pytest.fixture
+def place(tmp_path: Path, store_url: str) -> Iterator[Place]:
     with RotatingTokenServer(lifetime=LIFETIME) as server:
         server.always(Reply(body={"keys": []}), "/jwks")
         server.always(Reply(body=metadata(server)), "/.well-known/openid-configuration")
-        yield Place(server=server, folder=tmp_path)
+        yield Place(server=server, folder=tmp_path, store=store_url)
 
 
 @pytest.fixture

@@ -6,9 +6,11 @@ from typing import Any, Final
 
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.stores import SQLiteStore
+from flask_atm.protocols import AtomicGrantStore
 from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
 from tests.faults.driver import Get
+from tests.grants.redis_tools import clocked
 from tests.grants.support import Setup, grant_from
 from tests.grants.tools import FAST
 
@@ -28,9 +30,12 @@ class FlaskATM:
     setup: Setup
 
     def __call__(self, checkpoint: Callable[[str], None]) -> Get:
-        # More patience than the store has by itself: a busy disk is not what is tested here.
-        path = self.setup.config["ATM_STORE"].removeprefix("sqlite:///")
-        store = SQLiteStore(path, timeout=5.0, clock=self.setup.clock)
+        # As patient as it is by itself: the times of the engine are scaled, a busy disk is not.
+        url, clock = self.setup.config["ATM_STORE"], self.setup.clock
+        path = url.removeprefix("sqlite:///")
+        store: AtomicGrantStore = (
+            clocked(url, clock) if path == url else SQLiteStore(path, clock=clock)
+        )
         state = self.setup.state(store=store, checkpoint=checkpoint)
         provider = state.provider()
         # What is done once per process, and is no part of what is measured.

@@ -121,8 +121,10 @@ class LeaseWithoutWindow(Naive):
         path = self.folder / f"{grant_id}.lease"
         with (self.folder / f"{grant_id}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and time.time() - path.stat().st_mtime < LEASE:
-                return False
+            with contextlib.suppress(FileNotFoundError):
+                # It may be given back at any moment.
+                if time.time() - path.stat().st_mtime < LEASE:
+                    return False
             path.touch()
             return True
 

@@ -1,7 +1,9 @@
 """The harness finds out what is wrong with simpler ways, and nothing wrong with this one."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -67,21 +69,37 @@ def test_this_engine_passes(place: Place, fleet: Fleet, check: Check) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "check", "message"),
+    ("kind", "check", "at_once", "message"),
     [
-        (Naive, one_refresh_for_all, "calls failed"),
-        (ThreadLockOnly, one_refresh_for_all, "calls failed"),
-        (LockWithoutSecondLook, one_refresh_for_all, "15 of 16 calls failed"),
-        (LeaseWithoutWindow, nothing_is_sent_late, "a refresh token was sent again"),
+        (Naive, one_refresh_for_all, 16, "15 of 16 calls failed"),
+        (Naive, the_dead_hold_nobody_up, 4, "calls failed"),
+        (ThreadLockOnly, one_refresh_for_all, 4, "calls failed"),
+        (LockWithoutSecondLook, one_refresh_for_all, 1, "calls failed"),
+        (LeaseWithoutWindow, nothing_is_sent_late, 1, "a refresh token was sent again"),
     ],
 )
 def test_a_simpler_one_does_not(
-    place: Place, fleet: Fleet, kind: type[Naive], check: Check, message: str
+    place: Place, fleet: Fleet, kind: type[Naive], check: Check, at_once: int, message: str
 ) -> None:
     engine = kind(folder=place.folder, token_endpoint=place.server.token_endpoint)
     engine.sign_in("grant", place.server.issue("alice"))
-    with pytest.raises(AssertionError, match=message):
+    with answers_after(place, at_once), pytest.raises(AssertionError, match=message):
         check(place, fleet, engine, "grant")
+
+
+@contextmanager
+def answers_after(place: Place, requests: int) -> Iterator[None]:
+    """Answer nobody before so many have asked: however slow the machine is, they overlap."""
+    place.server.hold()
+
+    def release() -> None:
+        place.server.wait_held(requests)
+        place.server.release()
+
+    with ThreadPoolExecutor(1) as pool:
+        released = pool.submit(release)
+        yield
+        released.result()
 
 
 def test_a_lease_alone_is_enough_only_while_nobody_is_stopped(place: Place, fleet: Fleet) -> None:

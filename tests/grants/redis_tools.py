@@ -1,5 +1,6 @@
 """A Redis store whose scripts ask a clock of the test's, and one in other processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from flask_atm.grants.stores.redis import _CLOCK, RedisStore
@@ -18,6 +19,12 @@ class ClockedLink(RedisLink):
 
     def run(self, script: str, key: bytes, *arguments: str | int | bytes) -> Any:
         return super().run(script, key, *arguments, round(self.clock() * 1000))
+
+    def run_many(
+        self, script: str, calls: Sequence[tuple[bytes, Sequence[str | int | bytes]]]
+    ) -> list[Any]:
+        now = round(self.clock() * 1000)
+        return super().run_many(script, [(key, (*arguments, now)) for key, arguments in calls])
 
 
 def clocked(url_or_client: Any, clock: Clock, *, prefix: str = "flask_atm") -> RedisStore:

@@ -12,6 +12,7 @@ import pytest
 
 from flask_atm.errors import ServerUnavailable
 from flask_atm.grants.stores import MemoryStore
+from flask_atm.protocols import AtomicGrantStore
 from flask_atm.testing.clock import FakeClock
 from tests.grants.tools import FAST, WAIT, World, make_world, refreshes
 from tests.servers import Reply, RotatingTokenServer
@@ -38,7 +39,11 @@ def jwt_of(clock: Any, lifetime: float) -> str:
 @pytest.mark.parametrize("ahead", [-300, 300])
 @pytest.mark.parametrize("told", ["expires_in", "only in a JWT"])
 def test_k1_a_server_5_min_apart_changes_nothing(
-    server: RotatingTokenServer, clock: FakeClock, ahead: float, told: str
+    server: RotatingTokenServer,
+    clock: FakeClock,
+    any_store: AtomicGrantStore,
+    ahead: float,
+    told: str,
 ) -> None:
     server.clock, server.lifetime = (lambda: clock() + ahead), 100
     if told == "only in a JWT":
@@ -46,7 +51,7 @@ def test_k1_a_server_5_min_apart_changes_nothing(
             "access_token": jwt_of(server.clock, 100),
             "refresh_token": answer["refresh_token"],
         }
-    world = make_world(server, clock=clock)
+    world = make_world(server, store=any_store, clock=clock)
     grant_id = world.sign_in(server.issue("alice"))
     good = 0
     for _ in range(200):
@@ -60,9 +65,9 @@ def test_k1_a_server_5_min_apart_changes_nothing(
 
 @pytest.mark.parametrize("jump", [-3600, 3600, -20, 20])
 def test_k2_a_jump_of_the_clock_costs_one_refresh_at_most(
-    server: RotatingTokenServer, clock: FakeClock, jump: float
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore, jump: float
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, store=any_store, clock=clock)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(jump)
     for _ in range(20):
@@ -74,9 +79,9 @@ def test_k2_a_jump_of_the_clock_costs_one_refresh_at_most(
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_k2_a_pause_ends_with_a_jump_or_with_its_time(
-    server: RotatingTokenServer, clock: FakeClock, jump: float
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore, jump: float
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, store=any_store, clock=clock)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(7200)
     server.add(Reply(429, headers={"Retry-After": "300"}), path="/token")
@@ -136,9 +141,9 @@ def test_k2_a_lease_is_void_after_a_jump_back_and_nothing_is_sent_again(
 
 
 def test_k2_waits_do_not_end_or_grow_with_the_clock(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    world = make_world(server, clock=clock)
+    world = make_world(server, store=any_store, clock=clock)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(1000)
     server.hold()

@@ -161,7 +161,8 @@ def test_update_on_every_control(both: SideBySide) -> None:
     for control in controls(intent=(*INTENTS, ""), doubt=FLAGS, tombstone=FLAGS):
         for version in (1, 2):
             outcome, new = steps.update(control, NOW, expected_version=version)
-            both.ask(control, "update", "call", version, "new", answer=outcome.encode(), new=new)
+            sent = ("update", "call", version, "", "new")
+            both.ask(control, *sent, answer=[outcome.encode()], new=new)
     assert both.compare() == 24 * 3 * 2 * 2 * 2
 
 
@@ -277,7 +278,14 @@ STEP = st.one_of(
     ),
     st.tuples(
         st.just("update"),
-        st.fixed_dictionaries({"key": KEYS, "sealed": SEALED, "expected_version": VERSIONS}),
+        st.fixed_dictionaries(
+            {
+                "key": KEYS,
+                "sealed": SEALED,
+                "expected_version": VERSIONS,
+                "index": st.none() | INDEX,
+            }
+        ),
     ),
     st.tuples(
         st.just("adopt"),

@@ -2,13 +2,13 @@
 
 import gc
 import logging
-import multiprocessing
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ from flask_atm.grants.stores import BY_SCHEME
 from flask_atm.protocols import AtomicGrantStore
 from flask_atm.stores import RedisStore
 from flask_atm.testing.clock import FakeClock
-from tests.contracts.store_contract import END, START, StoreContract
+from flask_atm.testing.store_contract import StoreContract
 from tests.grants.redis_tools import clocked
 from tests.oauth.test_back_channel import Authority
 from tests.servers import silent_url
+from tests.servers.proxy import Delay, FaultProxy, HalfOpen
 from tests.servers.redis_server import RedisClusterServers, RedisServer
-from tests.servers.tcp_proxy import TCPProxy, tls_in_front
+from tests.servers.tls_front import tls_in_front
 
-PROCESSES, THREADS = 4, 64
+START = 1_700_000_000.0
+END = START + 1000.0
 PASSWORD = "canary-8c1f0d62b7"
 
 
@@ -93,6 +95,10 @@ class TestRedisStore(StoreContract):
         yield store
         store.close()
 
+    @pytest.fixture
+    def open_store(self, server: RedisServer) -> Callable[[], AtomicGrantStore]:
+        return partial(RedisStore, server.url)
+
 
 class TestRedisStoreOverAClientThatDecodes(StoreContract):
     @pytest.fixture(params=[2, 3])
@@ -104,18 +110,40 @@ class TestRedisStoreOverAClientThatDecodes(StoreContract):
         ) as client:
             yield clocked(client, clock)
 
+    @pytest.fixture
+    def open_store(self, server: RedisServer) -> Callable[[], AtomicGrantStore]:
+        return partial(over_a_client_that_decodes, server.url)
+
+
+class WithItsClient(RedisStore):
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self.client = client
+
+    def close(self) -> None:
+        self.client.close()
+
+
+def over_a_client_that_decodes(url: str) -> RedisStore:
+    return WithItsClient(redis.Redis.from_url(url, decode_responses=True))
+
 
 class TestRedisStoreOnACluster(StoreContract):
     @pytest.fixture
     def cluster(self, cluster_url: str) -> Iterator[Any]:
-        with redis.RedisCluster.from_url(cluster_url) as client:
-            yield client
+        client = redis.RedisCluster.from_url(cluster_url)
+        client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+        client.script_flush()
+        yield client
+        close_cluster(client)
 
     @pytest.fixture
     def store(self, cluster: Any, clock: FakeClock) -> AtomicGrantStore:
-        cluster.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
-        cluster.script_flush()
         return clocked(cluster, clock)
+
+    @pytest.fixture
+    def open_store(self, cluster: Any, cluster_url: str) -> Callable[[], AtomicGrantStore]:
+        return partial(on_a_cluster, cluster_url)
 
     def test_the_records_lie_on_both_nodes(self, store: AtomicGrantStore, cluster: Any) -> None:
         for number in range(20):
@@ -126,64 +154,21 @@ class TestRedisStoreOnACluster(StoreContract):
         assert store.find(hashed(-3)) == [hashed(3)]
 
 
-# -- 64 threads in each of 4 processes, by the server's own clock
+class WithItsCluster(WithItsClient):
+    def close(self) -> None:
+        close_cluster(self.client)
 
 
-def _race(url: str, number: int, start: Any, results: Any) -> None:
-    store = RedisStore(url)
-    store.read("warm")
-    barrier = threading.Barrier(THREADS, action=lambda: start.wait(60))
-
-    def run(thread: int) -> None:
-        me = f"{number}.{thread}"
-        found: list[object] = []
-        for turn in range(3):
-            barrier.wait(60)
-            key = str(turn)
-            found.append(store.create(key, me.encode(), ends_at=soon(), index=["all"]))
-            barrier.wait(60)
-            begun = store.begin(key, owner=me, expected_version=1, lease=30, intent="h")
-            found.append(begun.status)
-            barrier.wait(60)
-            found.append(
-                store.commit(key, me.encode(), expected_version=1, commit_id=me)
-                if turn
-                else store.delete(key)
-            )
-        results.put(found)
-
-    crowd = [threading.Thread(target=run, args=(thread,)) for thread in range(THREADS)]
-    for one in crowd:
-        one.start()
-    for one in crowd:
-        one.join()
-    store.close()
+def on_a_cluster(url: str) -> RedisStore:
+    return WithItsCluster(redis.RedisCluster.from_url(url))
 
 
-def test_each_step_is_done_by_one_of_64_threads_in_4_processes(server: RedisServer) -> None:
-    context = multiprocessing.get_context("forkserver")
-    start, results = context.Barrier(PROCESSES), context.Queue()
-    workers = [
-        context.Process(target=_race, args=(server.url, number, start, results))
-        for number in range(PROCESSES)
-    ]
-    for worker in workers:
-        worker.start()
-    everything = [results.get(timeout=90) for _ in range(PROCESSES * THREADS)]
-    for worker in workers:
-        worker.join(10)
-        assert worker.exitcode == 0
-    crowd = PROCESSES * THREADS
-    for number, column in enumerate(zip(*everything, strict=True)):
-        turn, step = divmod(number, 3)
-        if step == 0:
-            assert sorted(column) == [False] * (crowd - 1) + [True]
-        elif step == 1:
-            assert sorted(column) == ["busy"] * (crowd - 1) + ["held"]
-        elif turn:
-            assert sorted(column) == ["moved"] * (crowd - 1) + ["ok"]
-        else:
-            assert sorted(column) == [False] * (crowd - 1) + [True]
+def close_cluster(client: Any) -> None:
+    # Its own close() leaves the connections of its nodes to the garbage collector.
+    for node in client.get_nodes():
+        if node.redis_connection is not None:
+            node.redis_connection.connection_pool.disconnect()
+    client.close()
 
 
 # -- the end of a grant, and what an index keeps
@@ -307,13 +292,13 @@ def test_a3_the_clock_is_the_servers(server: RedisServer, client: Any) -> None:
 
 
 @pytest.fixture
-def proxy(server: RedisServer) -> Iterator[TCPProxy]:
-    with TCPProxy(server.port) as proxy:
+def proxy(server: RedisServer) -> Iterator[FaultProxy]:
+    with FaultProxy(server.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
-def behind(proxy: TCPProxy) -> Iterator[RedisStore]:
+def behind(proxy: FaultProxy) -> Iterator[RedisStore]:
     """A store behind the proxy, with a grant in it."""
     store = RedisStore(f"redis://127.0.0.1:{proxy.port}")
     store.create("a", b"1", ends_at=soon(), index=["i"])
@@ -321,15 +306,15 @@ def behind(proxy: TCPProxy) -> Iterator[RedisStore]:
     store.close()
 
 
-def losing(proxy: TCPProxy, step: Callable[[], Any]) -> Any:
-    lost = proxy.lost
+def losing(proxy: FaultProxy, step: Callable[[], Any]) -> Any:
+    lost = proxy.spoilt
     proxy.lose()
     found = step()
-    assert proxy.lost == lost + 1
+    assert proxy.spoilt == lost + 1
     return found
 
 
-def test_a8_the_lost_answer_to_a_commit(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_a8_the_lost_answer_to_a_commit(behind: RedisStore, proxy: FaultProxy) -> None:
     def commit() -> str:
         return behind.commit("a", b"2", expected_version=1, commit_id="c")
 
@@ -339,14 +324,14 @@ def test_a8_the_lost_answer_to_a_commit(behind: RedisStore, proxy: TCPProxy) -> 
     assert (stored.control.version, stored.sealed) == (2, b"2")
 
 
-def test_a9_the_lost_answer_to_a_begin(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_a9_the_lost_answer_to_a_begin(behind: RedisStore, proxy: FaultProxy) -> None:
     begun = losing(
         proxy, lambda: behind.begin("a", owner="x", expected_version=1, lease=9, intent="h")
     )
     assert (begun.status, begun.version, begun.doubt) == ("held", 1, False)
 
 
-def test_the_lost_answer_to_an_update(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_the_lost_answer_to_an_update(behind: RedisStore, proxy: FaultProxy) -> None:
     assert losing(proxy, lambda: behind.update("a", b"2", expected_version=1)) == "ok"
     stored = behind.read("a")
     assert stored is not None
@@ -354,7 +339,7 @@ def test_the_lost_answer_to_an_update(behind: RedisStore, proxy: TCPProxy) -> No
     assert behind.update("a", b"3", expected_version=1) == "moved"
 
 
-def test_the_lost_answer_to_an_abort(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_the_lost_answer_to_an_abort(behind: RedisStore, proxy: FaultProxy) -> None:
     begin(behind)
     losing(proxy, lambda: behind.abort("a", owner="x", clear_intent=True, failures=1))
     stored = behind.read("a")
@@ -362,7 +347,7 @@ def test_the_lost_answer_to_an_abort(behind: RedisStore, proxy: TCPProxy) -> Non
     assert (stored.control.version, stored.control.failures) == (2, 1)
 
 
-def test_the_lost_answer_to_a_create(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_the_lost_answer_to_a_create(behind: RedisStore, proxy: FaultProxy) -> None:
     assert losing(proxy, lambda: behind.create("b", b"2", ends_at=soon()))
     assert not behind.create("b", b"2", ends_at=soon())
 
@@ -376,12 +361,12 @@ def test_the_lost_answer_to_a_create(behind: RedisStore, proxy: TCPProxy) -> Non
 
     behind._do = do  # type: ignore[method-assign]
     assert behind.create("c", b"2", ends_at=soon())
-    assert proxy.lost == 2
+    assert proxy.spoilt == 2
 
 
 @pytest.mark.parametrize("keep", [None, b"outbox"])
 def test_the_lost_answer_to_a_delete(
-    behind: RedisStore, proxy: TCPProxy, keep: bytes | None
+    behind: RedisStore, proxy: FaultProxy, keep: bytes | None
 ) -> None:
     assert losing(proxy, lambda: behind.delete("a", keep=keep))
     assert behind.find("i") == []
@@ -390,14 +375,14 @@ def test_the_lost_answer_to_a_delete(
     assert (stored and stored.sealed) == keep
 
 
-def test_the_lost_answer_to_a_delete_of_a_tombstone(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_the_lost_answer_to_a_delete_of_a_tombstone(behind: RedisStore, proxy: FaultProxy) -> None:
     behind.delete("a", keep=b"1")
     assert not losing(proxy, lambda: behind.delete("a", keep=b"2"))
     assert not losing(proxy, lambda: behind.delete("a"))
     assert behind.read("a") is None
 
 
-def test_two_lost_answers_are_a_store_error(behind: RedisStore, proxy: TCPProxy) -> None:
+def test_two_lost_answers_are_a_store_error(behind: RedisStore, proxy: FaultProxy) -> None:
     proxy.lose(2)
     with pytest.raises(StoreError, match="reachable from this host"):
         behind.read("a")
@@ -409,11 +394,15 @@ def test_two_lost_answers_are_a_store_error(behind: RedisStore, proxy: TCPProxy)
 
 @contextmanager
 def took(least: float, most: float) -> Iterator[None]:
-    threads = threading.active_count()
+    threads = own_threads()
     start = time.monotonic()
     yield
     assert least <= time.monotonic() - start <= most
-    assert threading.active_count() <= threads
+    assert own_threads() <= threads
+
+
+def own_threads() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if not one.name.startswith("FaultProxy")}
 
 
 def test_c7_a_server_that_does_not_even_refuse(server: RedisServer) -> None:
@@ -436,16 +425,16 @@ def test_c7_a_server_that_hangs(server: RedisServer) -> None:
         store.close()
 
 
-def test_c7_a_half_open_connection_is_given_up(behind: RedisStore, proxy: TCPProxy) -> None:
-    proxy.silent = True
+def test_c7_a_half_open_connection_is_given_up(behind: RedisStore, proxy: FaultProxy) -> None:
+    proxy.always(HalfOpen())
     with took(1.9, 3.2), pytest.raises(StoreError):
         behind.read("a")
-    proxy.silent = False
+    proxy.always(None)
     assert behind.read("a") is not None
 
 
 def test_c7_the_connections_beside_a_dead_one_are_not_tried(
-    behind: RedisStore, proxy: TCPProxy
+    behind: RedisStore, proxy: FaultProxy
 ) -> None:
     barrier = threading.Barrier(8)
 
@@ -458,15 +447,15 @@ def test_c7_the_connections_beside_a_dead_one_are_not_tried(
         one.start()
     for one in crowd:
         one.join()
-    proxy.silent = True
-    threading.Timer(0.5, lambda: setattr(proxy, "silent", False)).start()
+    proxy.always(HalfOpen())
+    threading.Timer(0.5, lambda: proxy.always(None)).start()
     time.sleep(0.01)
     with took(0.9, 1.6):
         assert behind.read("a") is not None
 
 
-def test_c7_an_answer_that_is_late(behind: RedisStore, proxy: TCPProxy) -> None:
-    proxy.delay = 0.3
+def test_c7_an_answer_that_is_late(behind: RedisStore, proxy: FaultProxy) -> None:
+    proxy.always(Delay(0.3))
     with took(0.3, 1.5):
         assert begin(behind) == "held"
 
@@ -686,8 +675,6 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
-# The test's own TLS front may be torn down before its streams are.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_b13_rediss_with_a_certificate_that_is_trusted(
     server: RedisServer, authority: Authority
 ) -> None:
@@ -867,10 +854,10 @@ class Stop(BaseException):
 
 
 def test_an_answer_that_nobody_took_is_not_the_next_ones(
-    behind: RedisStore, proxy: TCPProxy, monkeypatch: pytest.MonkeyPatch
+    behind: RedisStore, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     behind.create("b", b"2", ends_at=soon())
-    proxy.delay = 0.1
+    proxy.always(Delay(0.1))
 
     def stop(*arguments: Any, **options: Any) -> None:
         raise Stop

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flask_atm.grants.seal import KeyRing, Unreadable
@@ -55,6 +55,7 @@ def test_every_bit_counts() -> None:
             ring.open(sealed[:position], **PLACE)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_random_bytes_are_unreadable(data: bytes) -> None:
     with pytest.raises(Unreadable):

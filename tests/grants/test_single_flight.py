@@ -14,11 +14,18 @@ from typing import Any
 import pytest
 import requests
 
-from flask_atm.errors import InsufficientScope, LoginRequired, TokenEndpointError
+from flask_atm.errors import (
+    InsufficientScope,
+    LoginRequired,
+    ServerUnavailable,
+    TokenEndpointError,
+)
 from flask_atm.grants.control import Begun
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.single_flight import ProcessLock
-from flask_atm.grants.stores import MemoryStore, SQLiteStore
+from flask_atm.grants.stores import SQLiteStore
+from flask_atm.grants.vault import record_key
+from flask_atm.protocols import AtomicGrantStore
 from flask_atm.signals import token_refreshed
 from flask_atm.state import State
 from flask_atm.testing.clock import FakeClock
@@ -35,7 +42,7 @@ from tests.grants.tools import (
     settings,
     together,
 )
-from tests.servers import RotatingTokenServer
+from tests.servers import Reply, RotatingTokenServer
 from tests.servers.rotating import INVALID_GRANT
 
 #: A lifetime of 300 s ends the freshness between 54 and 60 s before the end.
@@ -68,10 +75,10 @@ def values(results: list[Any]) -> set[str]:
 
 @pytest.mark.parametrize("reuse", ["kill", "sibling"])
 def test_a1_a13_32_threads_with_an_expired_token_make_one_refresh(
-    server: RotatingTokenServer, clock: FakeClock, reuse: Any
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore, reuse: Any
 ) -> None:
     server.reuse = reuse
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     clock.advance(EXPIRED)
     server.latency = 0.2
@@ -82,9 +89,9 @@ def test_a1_a13_32_threads_with_an_expired_token_make_one_refresh(
 
 
 def test_a2_while_the_answer_is_held_all_other_threads_have_returned(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     old = world.get(grant_id).value
     clock.advance(STALE)
@@ -104,6 +111,40 @@ def test_a2_while_the_answer_is_held_all_other_threads_have_returned(
         assert not leader.done()
         server.release()
         assert leader.result(WAIT).value != old
+    assert len(refreshes(server)) == 1
+
+
+def test_a2_a_token_that_runs_out_during_the_attempt_is_renewed_all_the_same(
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
+) -> None:
+    """Nobody renews it, so there is nobody to wait for: `try later` would be wrong."""
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
+    grant_id = world.sign_in(server.issue("alice"))
+    old = world.get(grant_id).value
+    clock.advance(STALE)
+
+    def somebody_else_writes_and_time_passes() -> None:
+        key, before = record_key(grant_id), world.stored(grant_id)
+        version = before.control.version
+        sealed = world.seal(grant_id, before, version=version + 1)
+        assert world.store.store.update(key, sealed, expected_version=version) == "ok"
+        clock.advance(EXPIRED)
+
+    world.stops.then("begin", somebody_else_writes_and_time_passes)
+    assert world.get(grant_id).value != old
+    assert len(refreshes(server)) == 1
+
+
+def test_a2_an_attempt_that_fails_while_the_token_runs_out_says_why(
+    server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    world = make_world(server, clock=clock, engine=PATIENT)
+    grant_id = world.sign_in(server.issue("alice"))
+    clock.advance(STALE)
+    server.add(Reply(503, {"error": "temporarily_unavailable"}), path="/token")
+    world.stops.then("answered", lambda: clock.advance(45))
+    with pytest.raises(ServerUnavailable):
+        world.get(grant_id)
     assert len(refreshes(server)) == 1
 
 
@@ -173,9 +214,9 @@ def test_a2_nobody_with_a_valid_token_waits_for_a_place_at_the_endpoint(
 
 @pytest.mark.parametrize("kind", ["left out", "the same", "null", "empty", "sometimes"])
 def test_a10_a_refresh_token_that_is_not_rotated_is_kept(
-    server: RotatingTokenServer, clock: FakeClock, kind: str
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore, kind: str
 ) -> None:
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     response = server.issue("alice")
     grant_id = world.sign_in(response)
     first = response["refresh_token"]
@@ -260,9 +301,9 @@ class LocklessStore(WatchedStore):
 
 
 def test_a14_the_loser_of_a_race_returns_the_winners_token(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    shared = LocklessStore(MemoryStore(clock=clock))
+    shared = LocklessStore(any_store)
     winner, loser = (make_world(server, store=shared, clock=clock) for _ in range(2))
     grant_id = winner.sign_in(server.issue("alice"))
     clock.advance(EXPIRED)
@@ -448,10 +489,10 @@ def test_a17_50_users_in_one_thread_pool_get_their_own_tokens_only(
 
 
 def test_a20_a_lifetime_of_20_s_with_a_leeway_of_60_s_means_a_refresh_per_15_s(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
     server.lifetime, server.clock = 20, clock
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     moments = [0.0]
     for step in range(1, 481):

@@ -151,7 +151,7 @@ def test_whoever_only_reads_notices_within_a_second(path: Path) -> None:
     assert store.read("a") is not None
     for file in path.parent.glob("grants.sqlite3*"):
         file.unlink()
-    store._looked_at -= 1.0
+    store._link._looked_at -= 1.0
     assert store.read("a") is None
 
 
@@ -205,6 +205,18 @@ def test_the_time_out_is_that_of_the_engine(path: Path) -> None:
     other.close()
 
 
+def with_each_connection(store: SQLiteStore, act: Callable[[sqlite3.Connection], object]) -> None:
+    """Do something to every new connection of a store."""
+    connect = store._link._connect
+
+    def connected() -> sqlite3.Connection:
+        connection = connect()
+        act(connection)
+        return connection
+
+    store._link._connect = connected  # type: ignore[method-assign]
+
+
 # -- a full disk
 
 
@@ -212,16 +224,65 @@ def test_a_full_disk_is_called_a_full_disk(path: Path) -> None:
     """SQLite has rolled back by itself then, and a second time is an error of its own."""
     store = SQLiteStore(path)
     store.create("a", b"", ends_at=END)
-    original = store._connect
 
-    def small() -> sqlite3.Connection:
-        connection = original()
+    def stay_small(connection: sqlite3.Connection) -> None:
         pages = connection.execute("PRAGMA page_count").fetchone()[0]
         connection.execute(f"PRAGMA max_page_count = {pages}")
-        return connection
 
     store.close()
-    store._connect = small  # type: ignore[method-assign]
+    with_each_connection(store, stay_small)
     with pytest.raises(StoreError, match="full"):
         store.create("b", bytes(10**6), ends_at=END)
     assert store.read("a") is not None
+
+
+# -- many grants
+
+
+class Traced(SQLiteStore):
+    """Keeps what is said to SQLite."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.said: list[str] = []
+        with_each_connection(self, lambda opened: opened.set_trace_callback(self.said.append))
+
+
+def test_no_step_looks_at_every_row(path: Path) -> None:
+    """However many grants there are: what a step looks for is found by an index."""
+    store = Traced(path)
+    store.create("a", b"1", ends_at=END, index=["i"])
+    store.begin("a", owner="o", expected_version=1, lease=9, intent="h")
+    store.commit("a", b"2", expected_version=1, commit_id="c")
+    store.update("a", b"3", expected_version=2)
+    store.adopt("a", b"3", expected_version=3, version=7)
+    store.abort("a", owner="o", clear_intent=True)
+    assert (store.find("i"), len(store.scan("", 10)), store.purge(9)) == (["a"], 1, 0)
+    store.delete("a", keep=b"t", index=["o"])
+    with sqlite3.connect(path) as connection:
+        plans = {
+            said: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {said}")]
+            for said in store.said
+            if said.startswith(("SELECT", "DELETE", "INSERT", "UPDATE"))
+        }
+    connection.close()
+    steps = [step for plan in plans.values() for step in plan]
+    assert len(steps) >= 8
+    assert [step for step in steps if not step.startswith("SEARCH")] == []
+
+
+def test_a_large_purge_lets_others_write_in_between(path: Path) -> None:
+    now = time.time()
+    store = Traced(path)
+    with_clock = SQLiteStore(path, clock=lambda: now - 100)
+    for number in range(250):
+        with_clock.create(f"{number}", b"", ends_at=now - 50, index=["i"])
+    assert store.purge(240) == 240
+    removed = 0
+    for said in store.said:
+        if said.startswith("BEGIN"):
+            removed = 0
+        removed += said.startswith('DELETE FROM "flask_atm_grants"')
+        assert removed <= 100
+    assert store.said.count("COMMIT") >= 3
+    assert (store.purge(240), store.purge(240)) == (10, 0)

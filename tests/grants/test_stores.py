@@ -4,6 +4,8 @@ import gc
 import sqlite3
 import stat
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,16 @@ from flask_atm.errors import StoreError
 from flask_atm.grants.stores import MemoryStore, SQLiteStore
 from flask_atm.protocols import AtomicGrantStore
 from flask_atm.testing.clock import FakeClock
-from tests.contracts.store_contract import END, StoreContract, everywhere
+from flask_atm.testing.store_contract import StoreContract
+from tests.grants.tools import together
+
+START = 1_700_000_000.0
+END = START + 1000.0
 
 
 class TestMemoryStore(StoreContract):
+    one_process = True
+
     @pytest.fixture
     def store(self, clock: FakeClock) -> AtomicGrantStore:
         return MemoryStore(clock=clock)
@@ -29,6 +37,10 @@ class TestSQLiteStore(StoreContract):
     @pytest.fixture
     def store(self, path: Path, clock: FakeClock) -> AtomicGrantStore:
         return SQLiteStore(path, clock=clock, timeout=5)
+
+    @pytest.fixture
+    def open_store(self, path: Path) -> Callable[[], AtomicGrantStore]:
+        return partial(SQLiteStore, path, timeout=30)
 
     def test_files_are_for_the_owner_only(self, store: AtomicGrantStore, path: Path) -> None:
         store.create("a", b"", ends_at=END)
@@ -70,8 +82,18 @@ class TestSQLiteStore(StoreContract):
 
     def test_first_use_by_many_at_once(self, path: Path, clock: FakeClock) -> None:
         stores = [SQLiteStore(path, clock=clock, timeout=1) for _ in range(16)]
-        made = everywhere(lambda number: stores[number].create(str(number), b"", ends_at=END))
+        made = together(16, lambda n: stores[n].create(str(n), b"", ends_at=END))
         assert made == [True] * 16
+
+    def test_c8_whoever_makes_the_file_is_waited_for(self, path: Path, clock: FakeClock) -> None:
+        """On a busy machine that takes longer than a step, and readers are kept out too."""
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(1.5, lambda: other.execute("ROLLBACK"))
+        release.start()
+        assert SQLiteStore(path, clock=clock).create("a", b"", ends_at=END)
+        release.join()
+        other.close()
 
     def test_a_folder_that_is_not_there_is_a_store_error(self, tmp_path: Path) -> None:
         store = SQLiteStore(tmp_path / "none" / "grants.sqlite3")
@@ -115,7 +137,10 @@ class TestSQLiteStore(StoreContract):
         two = SQLiteStore(path, prefix="x-y", clock=clock)
         one.create("a", b"1", ends_at=END)
         two.create("a", b"2", ends_at=END)
-        assert (self.sealed(one), self.sealed(two)) == (b"1", b"2")
+        assert [stored and stored.sealed for stored in (one.read("a"), two.read("a"))] == [
+            b"1",
+            b"2",
+        ]
 
 
 def _target(link: Path) -> str:

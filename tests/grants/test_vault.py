@@ -91,6 +91,79 @@ def test_c1_a_copy_of_5_s_serves_and_no_refresh_token_is_sent(
     assert refreshes(server) == []
 
 
+def test_c1_a_store_that_hangs_is_asked_once_where_a_copy_will_do(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    """Each question may take seconds, so nobody asks for a lease who has a token."""
+    grant_id = world.sign_in(server.issue("alice"))
+    clock.advance(STALE)
+    assert world.state.provider().tokens.open(grant_id) is not None
+    world.store.down = True
+    world.store.mine.clear()
+    assert world.get(grant_id).value
+    assert world.store.mine == ["read"]
+    world.store.down = False
+    token = world.get(grant_id).value
+    assert refreshes(server) != []
+    assert world.get(grant_id).value == token
+
+
+def test_c1_a_token_that_came_a_moment_ago_is_served(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    """What was committed counts as read: nobody has to look once more before the store goes."""
+    grant_id = world.sign_in(server.issue("alice"))
+    clock.advance(EXPIRED)
+    token = world.get(grant_id).value
+    world.store.down = True
+    assert world.get(grant_id).value == token
+    assert len(refreshes(server)) == 1
+
+
+def test_c1_what_was_read_before_a_renewal_is_not_kept_after_it(
+    world: World, server: RotatingTokenServer, clock: FakeClock
+) -> None:
+    grant_id = world.sign_in(server.issue("alice"))
+    clock.advance(EXPIRED)
+    vault = world.state.provider().tokens.vault
+    late = world.store.store.read(record_key(grant_id))
+    token = world.get(grant_id).value
+    vault._remember(record_key(grant_id), late)
+    world.store.down = True
+    assert world.get(grant_id).value == token
+
+
+def test_c1_of_too_many_copies_the_oldest_go(world: World, server: RotatingTokenServer) -> None:
+    response = server.issue("alice")
+    first, *_, last = (world.sign_in(response) for _ in range(600))
+    vault = world.state.provider().tokens.vault
+    for _ in range(2):
+        for key, _ in world.store.scan("", 600):
+            vault.read(key)
+        assert 400 < len(vars(vault)["_copies"]) <= 512
+    for grant_id in (first, last):
+        assert world.get(grant_id).value
+    for grant_id in [world.sign_in(response) for _ in range(300)]:
+        world.get(grant_id)
+    world.store.down = True
+    for grant_id in (first, last):
+        assert world.get(grant_id).value
+
+
+def test_a_store_that_is_away_is_not_complained_of_at_every_call(
+    world: World, server: RotatingTokenServer, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    grant_ids = [world.sign_in(server.issue("alice")) for _ in range(20)]
+    clock.advance(EXPIRED)
+    for grant_id in grant_ids:
+        world.store.down = False
+        world.stops.then("begin", lambda: setattr(world.store, "down", True))
+        with pytest.raises(StoreError):
+            world.get(grant_id)
+    said = [one for one in caplog.records if "could not be given back" in one.getMessage()]
+    assert [one.levelname for one in said] == ["WARNING"]
+
+
 def test_c1_a_signed_out_user_has_no_copy(world: World, server: RotatingTokenServer) -> None:
     grant_id = world.sign_in(server.issue("alice"))
     world.get(grant_id)
@@ -246,6 +319,28 @@ def test_m5_members_of_a_newer_version_are_written_back(
     change(world, grant_id, world.seal(grant_id, newer, version=2))
     world.get(grant_id, force_renewal=True)
     assert world.stored(grant_id).grant.other["added later"] == [1]
+
+
+def test_m5_members_of_a_newer_version_in_a_slot_are_written_back(
+    world: World, server: RotatingTokenServer
+) -> None:
+    grant_id = world.sign_in(server.issue("alice"))
+    snapshot = world.stored(grant_id)
+    value = snapshot.grant.as_json()
+    value["slots"] = {name: {**slot, "added later": [1]} for name, slot in value["slots"].items()}
+    newer = replace(snapshot, grant=Grant.from_json(json.loads(json.dumps(value))))
+    change(world, grant_id, world.seal(grant_id, newer, version=2))
+    world.get(grant_id, audience="another")
+    slots = world.stored(grant_id).grant.as_json()["slots"]
+    assert [slot.get("added later") for slot in slots.values()] == [[1], None]
+
+
+def test_m5_as_many_new_members_as_old_ones_are_missing_are_kept_too() -> None:
+    value = Grant(provider="oidc", issuer="i", client_id="c").as_json()
+    for name in ("issued_at", "used_at", "indexed_by"):
+        del value[name]
+    newer = {**value, "later": 1, "still later": 2, "last": 3}
+    assert Grant.from_json(newer).other == {"later": 1, "still later": 2, "last": 3}
 
 
 # -- J: sealing

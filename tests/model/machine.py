@@ -315,7 +315,9 @@ class Machine:
             held = data.held(actor.slot)
             if held and held.expires_at > now and held.number != actor.rejects:
                 return self._end(state, number, actor, "served")
-            return self._end(state, number, actor, actor.error or "unavailable")
+            if actor.error:
+                return self._end(state, number, actor, actor.error)
+            # It ran out during the attempt: from here on as whoever has none.
         if decision == "unavailable" or actor.waited > 1:
             return self._end(state, number, actor, "unavailable")
         if actor.turn >= MOST_TURNS:

@@ -20,7 +20,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -48,6 +48,7 @@ class Link:
     answering: bool = True
     resets: bool = False
     spoil: Spoil | None = None
+    left: threading.Event = field(default_factory=threading.Event)
 
     def pass_on(self, data: bytes) -> None:
         """Give the client what the server wrote."""
@@ -117,7 +118,7 @@ class HalfOpen:
     """From here on nothing comes, and nothing ends: the client's own time-out has to."""
 
     def __call__(self, link: Link, data: bytes) -> None:
-        link.proxy.closing.wait()
+        link.left.wait()
         raise ConnectionAbortedError
 
 
@@ -176,6 +177,11 @@ class FaultProxy:
         with self._changed:
             self._planned[self.answers + at] = fault
 
+    def lose(self, answers: int = 1) -> None:
+        """Lose the next ones: what was asked is done, and the connection is reset."""
+        for at in range(answers):
+            self.spoil(Reset(), at=at + 1)
+
     def always(self, fault: Spoil | None) -> None:
         """Spoil all others, or none any more."""
         with self._changed:
@@ -208,7 +214,8 @@ class FaultProxy:
     # -- running
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        name = f"FaultProxy {self.port}"
+        thread = threading.Thread(target=target, args=arguments, daemon=True, name=name)
         self._threads.append(thread)
         thread.start()
 
@@ -245,6 +252,7 @@ class FaultProxy:
                 link.server.sendall(data)
             # The client has said all; what the server still has to say goes through.
             link.server.shutdown(socket.SHUT_WR)
+        link.left.set()
 
     def _answer(self, link: Link) -> None:
         with contextlib.suppress(OSError):

@@ -467,7 +467,9 @@ def test_no_command_shows_a_secret_or_who_the_users_are(made: Shop, more: list[s
             assert canary not in result.output, command
 
 
-@pytest.mark.parametrize("command", ["providers", "clients", "apis", "metadata", "grants"])
+@pytest.mark.parametrize(
+    "command", ["providers", "clients", "apis", "metadata", "grants", "purge", "keys", "doctor"]
+)
 def test_an_application_without_atm(command: str) -> None:
     result = FlaskCliRunner(Flask("plain")).invoke(atm, [command])
     assert_error(result, 2, "no ATM: call atm.init_app(app)")

@@ -10,7 +10,8 @@ from flask.typing import ResponseReturnValue
 from flask.views import MethodView
 
 from flask_atm.decorators import requires_login, requires_token
-from flask_atm.globals import current_login, current_user_token, meant
+from flask_atm.globals import current_login, current_user_token
+from flask_atm.meaning import meant
 from tests.servers import OIDCServer
 
 from .support import PAGE, Site, make_site, provider_settings

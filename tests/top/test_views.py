@@ -348,6 +348,7 @@ def test_csrf_protection_of_the_application_leaves_our_routes_out(oidc: OIDCServ
 
     client = site.client()
     assert client.post("/oidc/logout", headers={"Origin": "http://localhost"}).status_code == 303
+    assert client.post("/oidc/backchannel-logout").get_json()["error"] == "invalid_request"
     assert client.post("/me").text == "csrf"
 
 

@@ -10,9 +10,10 @@ from flask import Flask, g, session
 
 from flask_atm.decorators import requires_login, requires_token
 from flask_atm.extension import ATM
-from flask_atm.globals import current_grant, current_login, current_user_token, meant
+from flask_atm.globals import current_grant, current_login, current_user_token
 from flask_atm.grants.stores import MemoryStore
 from flask_atm.grants.vault import record_key
+from flask_atm.meaning import meant
 from flask_atm.state import STATE_KEY, State
 from flask_atm.testing import FakeClock
 from flask_atm.tokens import TokenParameters

@@ -11,7 +11,7 @@ from flask_atm.grants import control as steps
 from flask_atm.grants.control import Control, Stored
 from flask_atm.grants.single_flight import ProcessLock
 from flask_atm.grants.stores.stepped import Step, SteppedStore, T
-from flask_atm.protocols import Clock
+from flask_atm.protocols import Clock, Doomed
 
 __all__ = ["MemoryStore"]
 
@@ -72,13 +72,22 @@ class MemoryStore(SteppedStore):
             record = self._get(key, now)
             return record and Stored(control=record[0], sealed=record[1], now=now)
 
-    def _step(self, key: str, step: Step[T], sealed: bytes | None = None) -> T:
+    def _step(
+        self,
+        key: str,
+        step: Step[T],
+        sealed: bytes | None = None,
+        index: Sequence[str] | None = None,
+    ) -> T:
         with self._lock:
             now = self._clock()
             record = self._get(key, now)
             answer, new = step(record and record[0], now)
             if record is not None and new is not None:
                 self._records[key] = (new, record[1] if sealed is None else sealed)
+                if index is not None:
+                    self._leave(key)
+                    self._enter(key, index)
             return answer
 
     def delete(
@@ -91,16 +100,32 @@ class MemoryStore(SteppedStore):
     ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
         with self._lock:
-            record = self._get(key, self._clock())
-            if record is None or expected_version not in (None, record[0].version):
-                return False
-            if keep is None:
-                self._remove(key)
-            else:
-                self._leave(key)
-                self._records[key] = (steps.bury(record[0]), keep)
-                self._enter(key, index)
-            return not record[0].tombstone
+            return self._delete(key, keep, index, expected_version)
+
+    def _delete(
+        self, key: str, keep: bytes | None, index: Sequence[str], expected_version: int | None
+    ) -> bool:
+        record = self._get(key, self._clock())
+        if record is None or expected_version not in (None, record[0].version):
+            return False
+        if keep is None:
+            self._remove(key)
+        else:
+            self._leave(key)
+            self._records[key] = (steps.bury(record[0]), keep)
+            self._enter(key, index)
+        return not record[0].tombstone
+
+    def read_many(self, keys: Sequence[str]) -> list[Stored | None]:
+        """See :class:`~flask_atm.protocols.BatchedGrantStore`."""
+        return [self.read(key) for key in keys]
+
+    def delete_many(self, doomed: Sequence[Doomed]) -> list[bool]:
+        """See :class:`~flask_atm.protocols.BatchedGrantStore`."""
+        with self._lock:
+            return [
+                self._delete(one.key, one.keep, one.index, one.expected_version) for one in doomed
+            ]
 
     def _remove(self, key: str) -> None:
         self._leave(key)

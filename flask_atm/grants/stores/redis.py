@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote
 
 from flask_atm.grants.control import Begun, Control, Outcome, Stored
 from flask_atm.grants.stores.redis_link import RedisLink
+from flask_atm.protocols import Doomed
 
 if TYPE_CHECKING:
     from redis import Redis, RedisCluster
@@ -27,7 +28,9 @@ return value and {now, value}
 _STEPS: Final = Path(__file__).with_name("redis_steps.lua")
 #: The words of a record, as redis_steps.lua writes them: 1, call, index, control, sealed bytes.
 _WORDS: Final = 18
-_PAGE: Final = 100
+_PAGE: Final = 250
+#: So many entries are written in one step: others do not wait for longer than some milliseconds.
+_ENTERED: Final = 50
 
 
 class RedisStore:
@@ -72,6 +75,14 @@ class RedisStore:
     def close(self) -> None:
         """Close the connections of this process that are the store's own; steps open new ones."""
         self._link.close()
+
+    def eviction_policy(self) -> str | None:
+        """Give the server's ``maxmemory-policy``, ``noeviction`` where it has no ``maxmemory``.
+
+        :returns: ``None`` where the server does not say.
+        :raises StoreError: it does not answer.
+        """
+        return self._link.eviction_policy()
 
     def _name(self, kind: str, name: str = "") -> bytes:
         return f"{self._prefix}:{kind}:{name}".encode()
@@ -122,10 +133,27 @@ class RedisStore:
         outcome: Outcome = self._do(key, "commit", *arguments).decode()
         return outcome
 
-    def update(self, key: str, sealed: bytes, *, expected_version: int) -> Outcome:
+    def update(
+        self,
+        key: str,
+        sealed: bytes,
+        *,
+        expected_version: int,
+        index: Sequence[str] | None = None,
+    ) -> Outcome:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
-        arguments = (_call(), expected_version, sealed)
-        outcome: Outcome = self._do(key, "update", *arguments).decode()
+        if index is not None:
+            found = self.read(key)
+            if found is None:
+                return "gone"
+            self._enter(key, _ms(found.control.ends_at), map(self._entry, index))
+        entries = "" if index is None else "=" + _listed(index)
+        answer, *was = self._do(key, "update", _call(), expected_version, entries, sealed)
+        if was:
+            left = set(_entries(was[1])).difference(index or ())
+            member = _member(key, int(was[0]))
+            self._link.run_all([("ZREM", self._entry(entry), member) for entry in left])
+        outcome: Outcome = answer.decode()
         return outcome
 
     def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> Outcome:
@@ -161,39 +189,67 @@ class RedisStore:
         expected_version: int | None = None,
     ) -> bool:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
-        index = () if keep is None else index
-        if index:
-            stored = self.read(key)
-            if stored is None:
-                return False
-            names = map(self._entry, index)
-            self._enter(key, _ms(stored.control.ends_at), names, in_any_case=True)
-        removed, *was = self._do(
-            key,
-            "delete",
-            _call(),
-            "" if expected_version is None else expected_version,
-            _listed(index),
-            b"" if keep is None else b"=" + keep,
+        one = Doomed(key=key, keep=keep, index=index, expected_version=expected_version)
+        return self.delete_many([one])[0]
+
+    def read_many(self, keys: Sequence[str]) -> list[Stored | None]:
+        """See :class:`~flask_atm.protocols.BatchedGrantStore`."""
+        if not keys:
+            return []
+        names = [self._name("grant", key) for key in keys]
+        now: int = self._link.run("step", names[0], "clock")
+        values = self._link.get_many(names)
+        return [(value and _stored(value.split(b" ", _WORDS - 1), now)) or None for value in values]
+
+    def delete_many(self, doomed: Sequence[Doomed]) -> list[bool]:
+        """See :class:`~flask_atm.protocols.BatchedGrantStore`."""
+        self._enter_tombstones([one for one in doomed if one.keep is not None and one.index])
+        answers = self._link.run_many("step", [self._deletion(one) for one in doomed])
+        left: dict[bytes, list[bytes]] = {}
+        for one, (_, *was) in zip(doomed, answers, strict=True):
+            if was:
+                index = () if one.keep is None else one.index
+                names = {self._entry(entry) for entry in set(_entries(was[1])).difference(index)}
+                names |= {self._all} if one.keep is None else set()
+                for name in names:
+                    left.setdefault(name, []).append(_member(one.key, int(was[0])))
+        self._link.run_all([("ZREM", name, *members) for name, members in left.items()])
+        return [answer[0] == b"1" for answer in answers]
+
+    def _deletion(self, one: Doomed) -> tuple[bytes, tuple[str | int | bytes, ...]]:
+        version = "" if one.expected_version is None else one.expected_version
+        index = _listed(() if one.keep is None else one.index)
+        keep = b"" if one.keep is None else b"=" + one.keep
+        return self._name("grant", one.key), ("delete", _call(), version, index, keep)
+
+    def _enter_tombstones(self, doomed: Sequence[Doomed]) -> None:
+        """Write index entries of tombstones before these are there."""
+        ends = {one.key: one.ends_at for one in doomed}
+        unknown = [key for key, ends_at in ends.items() if ends_at is None]
+        for key, stored in zip(unknown, self.read_many(unknown), strict=True):
+            ends[key] = None if stored is None else stored.control.ends_at
+        entered: dict[str, list[bytes]] = {}
+        for one in doomed:
+            ends_at = ends[one.key]
+            for name in one.index if ends_at is not None else ():
+                entered.setdefault(name, []).append(_member(one.key, _ms(ends_at or 0)))
+        self._link.run_many(
+            "step",
+            [
+                (self._entry(name), ("enter", 1, *members[start : start + _ENTERED]))
+                for name, members in entered.items()
+                for start in range(0, len(members), _ENTERED)
+            ],
         )
-        if was:
-            gone = {self._entry(entry) for entry in set(_entries(was[1])).difference(index)}
-            gone |= {self._all} if keep is None else set()
-            member = _member(key, int(was[0]))
-            self._link.run_all([("ZREM", name, member) for name in gone])
-        done: bool = removed == b"1"
-        return done
 
     # -- indexes: written before the record and removed after it, so what they name is looked at
 
     def _entry(self, entry: str) -> bytes:
         return self._name("index", entry)
 
-    def _enter(
-        self, key: str, ends_at: int, names: Iterable[bytes], *, in_any_case: bool = False
-    ) -> None:
+    def _enter(self, key: str, ends_at: int, names: Iterable[bytes]) -> None:
         for name in names:
-            self._link.run("step", name, "enter", _member(key, ends_at), int(in_any_case))
+            self._link.run("step", name, "enter", 0, _member(key, ends_at))
 
     def find(self, index: str, limit: int = 100) -> list[str]:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
@@ -217,7 +273,7 @@ class RedisStore:
         while True:
             now, seen, last, *members = self._link.run("step", name, "page", start, page)
             keys = [member[:-17].decode() for member in members]
-            values = self._link.run_all([("GET", self._name("grant", key)) for key in keys])
+            values = self._link.get_many([self._name("grant", key) for key in keys])
             for key, member, value in zip(keys, members, values, strict=True):
                 words = (value or b"").split(b" ", _WORDS - 1)
                 # A member of another end is of a record before this one, or of one to come.

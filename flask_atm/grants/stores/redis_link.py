@@ -125,6 +125,7 @@ class RedisLink:
         self._no_script = exceptions.NoScriptError
         self._final = (exceptions.AuthenticationError, exceptions.AuthorizationError)
         self._make: Callable[[], Any] | None = None
+        self._is_cluster = isinstance(url_or_client, redis.RedisCluster)
         #: Clients and their scripts by process: those of a parent must not even be closed.
         self._clients: dict[int, _Ready] = {}
         if isinstance(url_or_client, str):
@@ -150,6 +151,55 @@ class RedisLink:
             return client.execute_command("EVALSHA", known.sha, 1, key, *sent, **_RAW)
 
         return self._try(send)
+
+    def run_many(
+        self, script: str, calls: Sequence[tuple[bytes, Sequence[str | int | bytes]]]
+    ) -> list[Any]:
+        """Run a script on many keys in one go; each call is atomic by itself.
+
+        :param calls: a key and its arguments each.
+        :raises StoreError: not all were answered, or one was refused.
+        """
+        sent = [
+            (key, [each.encode() if isinstance(each, str) else each for each in arguments])
+            for key, arguments in calls
+        ]
+
+        def pipe(ready: _Ready, numbers: Sequence[int]) -> list[Any]:
+            pipeline, sha = ready.client.pipeline(transaction=False), ready.scripts[script].sha
+            for number in numbers:
+                key, arguments = sent[number]
+                pipeline.execute_command("EVALSHA", sha, 1, key, *arguments, **_RAW)
+            return list(pipeline.execute(raise_on_error=False))
+
+        def send(ready: _Ready) -> list[Any]:
+            answers = pipe(ready, range(len(sent)))
+            unknown = [n for n, one in enumerate(answers) if isinstance(one, self._no_script)]
+            if unknown:
+                ready.client.script_load(ready.scripts[script].script)
+                for number, answer in zip(unknown, pipe(ready, unknown), strict=True):
+                    answers[number] = answer
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+            return answers
+
+        return self._try(send) if calls else []
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Give plain values, in the order of their keys.
+
+        :raises StoreError: they were not answered, or one was refused.
+        """
+
+        def send(ready: _Ready) -> list[bytes | None]:
+            return list(ready.client.execute_command("MGET", *keys, **_RAW))
+
+        if not keys:
+            return []
+        # Keys that lie on several nodes cannot be asked for in one command.
+        many = self._is_cluster
+        return self.run_all([("GET", key) for key in keys]) if many else self._try(send)
 
     def run_all(self, commands: Sequence[tuple[str | bytes, ...]]) -> list[Any]:
         """Send plain commands in one go; each is on a key of its own.
@@ -220,20 +270,37 @@ class RedisLink:
 
     # -- eviction
 
+    def eviction_policy(self) -> str | None:
+        """Give what the server throws away when its memory is short; ``None``: it does not say.
+
+        :raises StoreError: it does not answer.
+        """
+        self._try(lambda ready: ready.client.ping())
+        try:
+            return self._try(lambda ready: _policy(ready.client))
+        except StoreError:
+            return None  # INFO may be forbidden
+
     def _look(self, client: Any) -> None:
         """Warn of a server that throws keys away when its memory is short."""
         try:
-            memory = client.info("memory")
+            policy = _policy(client)
         except self._errors:
             return  # INFO may be forbidden
-        policy = memory.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction" and memory.get("maxmemory"):
+        if policy != "noeviction":
             log.warning(
                 "%s has maxmemory-policy %s: it throws sign-ins away when its memory is short, and"
                 " their users have to sign in again. Set it to noeviction.",
                 self.place,
                 policy,
             )
+
+
+def _policy(client: Any) -> str:
+    memory = client.info("memory")
+    # Without a limit nothing is thrown away, whatever the policy.
+    limited = memory.get("maxmemory")
+    return str(memory.get("maxmemory_policy", "noeviction")) if limited else "noeviction"
 
 
 def _maker(url: str, connect_timeout: float, timeout: float) -> Callable[[], Any]:

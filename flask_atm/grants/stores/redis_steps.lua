@@ -152,21 +152,27 @@ function steps.commit(expected_version, commit_id, sealed)
   return 'ok'
 end
 
-function steps.update(call, expected_version, sealed)
+-- With a new index (after "=") its end and the index that it was in are given too.
+function steps.update(call, expected_version, index, sealed)
   local c = get()
   if not c or c.tombstone then
-    return 'gone'
+    return {'gone'}
   elseif c.call == call then
-    return 'ok'
+    return {'ok'}
   elseif c.version ~= tonumber(expected_version) then
-    return 'moved'
+    return {'moved'}
   elseif lease_left(c) > 0 or in_doubt(c) then
-    return 'busy'
+    return {'busy'}
+  end
+  local answer = {'ok'}
+  if index ~= '' then
+    answer = {'ok', whole(c.ends_at), c.index}
+    c.index = string.sub(index, 2)
   end
   c.version = c.version + 1
   c.sealed_version, c.call, c.sealed = c.version, call, sealed
   put(c)
-  return 'ok'
+  return answer
 end
 
 function steps.adopt(call, expected_version, version, sealed)
@@ -247,6 +253,10 @@ function steps.delete(call, expected_version, index, keep)
   return {flag(not c.tombstone), whole(c.ends_at), c.index}
 end
 
+function steps.clock()
+  return now
+end
+
 -- indexes
 
 local function has_ended(member)
@@ -263,19 +273,20 @@ end
 
 -- The members beside the new one are looked at. Keys are hashes, so these are as good as any: each
 -- entry looks at twenty, and where one in twenty has ended, as many go as come.
-function steps.enter(member, in_any_case)
-  local left = tonumber(string.sub(member, -16)) - now
-  if left <= 0 then
-    return ''
-  end
-  if in_any_case == '1' then
-    redis.call('ZREM', KEYS[1], member)
-  end
-  redis.call('ZADD', KEYS[1], 0, member)
-  trim(redis.call('ZRANGEBYLEX', KEYS[1], '(' .. member, '+', 'LIMIT', 0, TRIMMED))
-  trim(redis.call('ZREVRANGEBYLEX', KEYS[1], '(' .. member, '-', 'LIMIT', 0, TRIMMED))
-  if redis.call('PTTL', KEYS[1]) < left then
-    redis.call('PEXPIRE', KEYS[1], whole(left))
+function steps.enter(in_any_case, ...)
+  for _, member in ipairs({...}) do
+    local left = tonumber(string.sub(member, -16)) - now
+    if left > 0 then
+      if in_any_case == '1' then
+        redis.call('ZREM', KEYS[1], member)
+      end
+      redis.call('ZADD', KEYS[1], 0, member)
+      trim(redis.call('ZRANGEBYLEX', KEYS[1], '(' .. member, '+', 'LIMIT', 0, TRIMMED))
+      trim(redis.call('ZREVRANGEBYLEX', KEYS[1], '(' .. member, '-', 'LIMIT', 0, TRIMMED))
+      if redis.call('PTTL', KEYS[1]) < left then
+        redis.call('PEXPIRE', KEYS[1], whole(left))
+      end
+    end
   end
   return ''
 end

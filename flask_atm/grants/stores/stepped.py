@@ -1,6 +1,6 @@
 """The steps of an atomic store, for stores that can run a Python function atomically on a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flask_atm.grants import control as steps
@@ -17,11 +17,18 @@ Step = Callable[[Control | None, float], tuple[T, Control | None]]
 class SteppedStore:
     """Gives a store all the steps that change a record, for its one :meth:`_step`."""
 
-    def _step(self, key: str, step: Step[T], sealed: bytes | None = None) -> T:
+    def _step(
+        self,
+        key: str,
+        step: Step[T],
+        sealed: bytes | None = None,
+        index: Sequence[str] | None = None,
+    ) -> T:
         """Run a step on a record, atomically.
 
         :param step: pure and quick; it may run again after a conflict.
         :param sealed: the new sealed bytes, if the control changes; ``None`` keeps the old ones.
+        :param index: the new index entries, if the control changes; ``None`` keeps the old ones.
         """
         raise NotImplementedError
 
@@ -56,7 +63,14 @@ class SteppedStore:
 
         return self._step(key, step, sealed)
 
-    def update(self, key: str, sealed: bytes, *, expected_version: int) -> Outcome:
+    def update(
+        self,
+        key: str,
+        sealed: bytes,
+        *,
+        expected_version: int,
+        index: Sequence[str] | None = None,
+    ) -> Outcome:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
 
         def step(control: Control | None, now: float) -> tuple[Outcome, Control | None]:
@@ -64,7 +78,7 @@ class SteppedStore:
                 return "gone", None
             return steps.update(control, now, expected_version=expected_version)
 
-        return self._step(key, step, sealed)
+        return self._step(key, step, sealed, index)
 
     def adopt(self, key: str, sealed: bytes, *, expected_version: int, version: int) -> Outcome:
         """See :class:`~flask_atm.protocols.AtomicGrantStore`."""
