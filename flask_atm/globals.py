@@ -177,8 +177,9 @@ def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
         return Nobody(provider.name, "anonymous")
     kept = _kept()
     found = kept.get(grant_id)
-    ages = isinstance(found, CurrentGrant) and not has_request_context()
-    if found is None or (ages and found.is_old):
+    if isinstance(found, CurrentGrant) and found.is_old and not has_request_context():
+        found = None
+    if found is None:
         if len(kept) >= _MOST_KEPT:
             kept.clear()  # a job that goes through all users in one context
         found = kept[grant_id] = _look_up(state, provider, grant_id)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
+from inspect import CO_ASYNC_GENERATOR, CO_COROUTINE, CO_GENERATOR
 from types import FrameType
 from typing import Final, cast
 
@@ -138,22 +138,29 @@ def _push(mine: _With) -> None:
 def generator_around() -> FrameType | None:
     """Give the generator whose ``with`` the caller is a context manager of.
 
-    Those of ``contextlib`` are not meant: they wait for as long as their ``with`` lasts.
+    Those of ``contextlib`` are not meant: they wait for as long as their ``with`` lasts. A function
+    in between is no end of the search: it may be the ``__enter__`` of a class, or fill the
+    ``ExitStack`` of a generator.
 
     :raises RuntimeError: it is an asynchronous one, which waits for other things than its reader.
     """
     frame: FrameType | None = sys._getframe(1)
+    is_direct = True
     while frame is not None:
-        caller = frame.f_back
+        caller, flags = frame.f_back, frame.f_code.co_flags
         if _is_contextlib(frame) or (_yields(frame) and _is_contextlib(caller)):
             frame = caller
             continue
-        if frame.f_code.co_flags & CO_ASYNC_GENERATOR:
+        if is_direct and flags & CO_ASYNC_GENERATOR:
             raise RuntimeError(
                 "atm.use_grant() in an asynchronous generator would mean its reader too: name the"
                 " grant where the token is used (grant_id=…), or use it in a coroutine of its own"
             )
-        return frame if _yields(frame) else None
+        if _yields(frame):
+            return frame
+        if flags & CO_COROUTINE:
+            return None  # it has a context of its own, or its reader waits for all of it
+        frame, is_direct = caller, False
     return None
 
 

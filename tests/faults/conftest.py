@@ -12,6 +12,7 @@ from tests.faults.engines import PARAMETERS, FlaskATM
 from tests.grants.support import Setup
 from tests.grants.tools import metadata, settings
 from tests.servers import Reply, RotatingTokenServer
+from tests.servers.postgres_server import PostgresServer
 from tests.servers.redis_server import RedisServer
 
 __all__ = ["Place"]
@@ -54,11 +55,22 @@ def _redis() -> Iterator[RedisServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[PostgresServer]:
+    with PostgresServer("-c", "max_connections=300") as running:
+        yield running
+
+
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An SQLite file; whoever parametrizes this indirectly with "redis" gets that."""
-    if getattr(request, "param", "sqlite") == "sqlite":
+    """An SQLite file; whoever parametrizes this indirectly gets another store."""
+    kind = getattr(request, "param", "sqlite")
+    if kind == "sqlite":
         return f"sqlite:///{tmp_path / 'grants.sqlite3'}"
+    if kind == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("_postgres")
+        postgres.execute("DROP TABLE IF EXISTS flask_atm_grants, flask_atm_grants_index")
+        return postgres.url()
     server: RedisServer = request.getfixturevalue("_redis")
     with redis.Redis.from_url(server.url) as client:
         client.flushall()

@@ -11,6 +11,7 @@ from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
 from tests.faults.driver import Get
 from tests.grants.redis_tools import clocked
+from tests.grants.sql_tools import clocked_sql
 from tests.grants.support import Setup, grant_from
 from tests.grants.tools import FAST
 
@@ -32,10 +33,12 @@ class FlaskATM:
     def __call__(self, checkpoint: Callable[[str], None]) -> Get:
         # As patient as it is by itself: the times of the engine are scaled, a busy disk is not.
         url, clock = self.setup.config["ATM_STORE"], self.setup.clock
-        path = url.removeprefix("sqlite:///")
-        store: AtomicGrantStore = (
-            clocked(url, clock) if path == url else SQLiteStore(path, clock=clock)
-        )
+        store: AtomicGrantStore
+        if url.startswith("sqlite:"):
+            store = SQLiteStore(url.removeprefix("sqlite:///"), clock=clock)
+        else:
+            make = clocked_sql if url.startswith("postgresql") else clocked
+            store = make(url, clock)
         state = self.setup.state(store=store, checkpoint=checkpoint)
         provider = state.provider()
         # What is done once per process, and is no part of what is measured.

@@ -11,8 +11,8 @@ from tests.faults.engines import PARAMETERS, FlaskATM
 from tests.grants.support import Setup, config
 from tests.servers import OIDCServer
 
-#: On both kinds of store: one of a file, one of a server.
-pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "redis"], indirect=True)
+#: On every kind of store: one of a file, two of a server.
+pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "redis", "postgresql"], indirect=True)
 
 L = PARAMETERS.lease
 #: At these points the server has rotated, and nobody else knows.

@@ -11,8 +11,8 @@ from tests.faults.driver import POINTS, Child, Fleet
 from tests.faults.engines import PARAMETERS, FlaskATM
 from tests.faults.test_killed import ROTATED, stand_at_each_point
 
-#: On both kinds of store: one of a file, one of a server.
-pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "redis"], indirect=True)
+#: On every kind of store: one of a file, two of a server.
+pytestmark = pytest.mark.parametrize("store_url", ["sqlite", "redis", "postgresql"], indirect=True)
 
 L = PARAMETERS.lease
 

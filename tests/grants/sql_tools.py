@@ -13,7 +13,7 @@ from flask_atm.errors import StoreError
 from flask_atm.grants.control import Stored
 from flask_atm.grants.stores.sql import SQLStore
 from flask_atm.grants.stores.sql_statements import CLOCKS
-from flask_atm.protocols import AtomicGrantStore
+from flask_atm.protocols import AtomicGrantStore, Clock
 from flask_atm.testing.clock import FakeClock
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "START",
     "TableClock",
     "begin",
+    "clocked_sql",
     "engine_of",
     "error_of",
     "in_file",
@@ -86,6 +87,28 @@ class TableClock(FakeClock):
     def advance(self, seconds: float) -> float:
         self.set(self() + seconds)
         return self()
+
+
+#: What a clock of the test takes the place of, right before a statement is sent.
+_NO_TIME: Final = "CAST(4242424242424 AS BIGINT)"
+
+
+def clocked_sql(url: str, clock: Clock, *, table: str = "flask_atm_grants") -> SQLStore:
+    """Make a store with a clock of the test's, in any process; its statements are what they are."""
+    dialect = "postgresql"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CLOCKS, dialect, _NO_TIME)
+        store = SQLStore(url, table=table, **PATIENT)
+
+    def tell(
+        connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any
+    ) -> tuple[str, Any]:
+        now = f"CAST({round(clock() * 1000)} AS BIGINT)"
+        return statement.replace(_NO_TIME, now), parameters
+
+    assert store.dialect == dialect
+    event.listen(engine_of(store), "before_cursor_execute", tell, retval=True)
+    return store
 
 
 def in_file(path: Any) -> Callable[[str], object]:

@@ -10,6 +10,7 @@ from flask_atm.config import Config
 from flask_atm.errors import ConfigurationError, LoginRequired, ServerUnavailable
 from flask_atm.grants.stores import MemoryStore
 from flask_atm.grants.vault import record_key
+from flask_atm.protocols import AtomicGrantStore
 from flask_atm.signals import user_logged_out
 from flask_atm.testing import FakeClock
 from tests.grants.tools import World, make_world, tokens
@@ -21,7 +22,7 @@ LONG = {"expires_in": 14 * 86400}
 
 @pytest.fixture
 def clock() -> FakeClock:
-    return FakeClock()
+    return FakeClock(1_700_000_000.0)  # the stores keep whole milliseconds
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def server() -> Iterator[FaultyServer]:
 
 
 @pytest.fixture
-def world(server: FaultyServer, clock: FakeClock) -> World:
-    return make_world(server, clock=clock, ATM_GRANT_IDLE_TIMEOUT=IDLE)
+def world(server: FaultyServer, clock: FakeClock, any_store: AtomicGrantStore) -> World:
+    return make_world(server, store=any_store, clock=clock, ATM_GRANT_IDLE_TIMEOUT=IDLE)
 
 
 def is_open(world: World, grant_id: str) -> bool:
@@ -150,10 +151,10 @@ def test_n8_one_read_and_a_write_for_each_twentieth_of_the_time(
         assert world.get(grant_id).value == "access-0"
         assert is_open(world, grant_id)
     assert world.store.mine == ["read"] * 120
-    clock.advance(IDLE / 20 - 0.1)
+    clock.advance(IDLE / 20 - 0.125)
     assert is_open(world, grant_id)
     assert world.store.count("update") == 0
-    clock.advance(0.2)
+    clock.advance(0.25)
     world.store.calls.clear()
     for _ in range(9):
         assert is_open(world, grant_id)

@@ -40,7 +40,7 @@ def server() -> Iterator[RotatingTokenServer]:
         yield running
 
 
-@pytest.fixture(params=["memory", "sqlite", "redis", "sql"])
+@pytest.fixture(params=["memory", "sqlite", "redis", "sql", "postgresql"])
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, redis_url: str
 ) -> Iterator[AtomicGrantStore]:
@@ -52,6 +52,9 @@ def store(
             made: Any = SQLiteStore(tmp_path / "grants.sqlite3", timeout=10)
         case "redis":
             made = RedisStore(redis_url, prefix=tmp_path.name, timeout=10)
+        case "postgresql":
+            postgres = request.getfixturevalue("empty_postgres")
+            made = SQLStore(postgres.url(), timeout=10)
         case _:
             made = SQLStore(f"sqlite+pysqlite:///{tmp_path / 'sql.sqlite3'}", timeout=10)
     yield made

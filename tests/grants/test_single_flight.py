@@ -242,9 +242,11 @@ def test_a10_a_refresh_token_that_is_not_rotated_is_kept(
 
 
 def test_a12_a_resource_that_was_not_granted_is_refused_locally(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    world = make_world(server, clock=clock, engine=PATIENT, ATM_RESOURCE="https://api/a")
+    world = make_world(
+        server, store=any_store, clock=clock, engine=PATIENT, ATM_RESOURCE="https://api/a"
+    )
     grant_id = world.sign_in(server.issue("alice", resources=["https://api/a"]))
     with pytest.raises(InsufficientScope, match="ATM_RESOURCE"):
         world.get(grant_id, resource="https://api/b")
@@ -254,9 +256,9 @@ def test_a12_a_resource_that_was_not_granted_is_refused_locally(
 
 
 def test_a12_what_the_server_refuses_is_tried_once_and_other_slots_keep_working(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     old = world.get(grant_id).value
     for _ in range(3):
@@ -274,9 +276,9 @@ def test_a12_what_the_server_refuses_is_tried_once_and_other_slots_keep_working(
 
 
 def test_a12_a_server_that_spends_the_token_ends_in_one_clean_login_required(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     grant_id = world.sign_in(server.issue("alice"))
     with pytest.raises(TokenEndpointError):
         world.get(grant_id, resource="https://api/b")
@@ -462,11 +464,11 @@ def test_a15_children_share_no_connection_to_the_store_and_no_socket(
 
 
 def test_a17_50_users_in_one_thread_pool_get_their_own_tokens_only(
-    server: RotatingTokenServer, clock: FakeClock
+    server: RotatingTokenServer, clock: FakeClock, any_store: AtomicGrantStore
 ) -> None:
     server.lifetime = 10**6
     server.decorate = lambda answer: answer | {"expires_in": 300}
-    world = make_world(server, clock=clock, engine=PATIENT)
+    world = make_world(server, store=any_store, clock=clock, engine=PATIENT)
     users = [f"user{number}" for number in range(50)]
     grants = {
         user: world.sign_in(server.issue(user) | {"expires_in": 300}, sub=user) for user in users

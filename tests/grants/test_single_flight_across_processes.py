@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -10,6 +11,8 @@ import requests
 from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
 from tests.grants.processes import run_everywhere
+from tests.grants.redis_tools import clocked
+from tests.grants.sql_tools import clocked_sql
 from tests.grants.support import Setup, config, grant_from
 from tests.grants.tools import WatchedSetup, WatchedStore
 from tests.servers import OIDCServer
@@ -42,12 +45,17 @@ class CallAPI:
 
 
 def expired(
-    oidc: OIDCServer, tmp_path: Path, *, ahead: float, resources: tuple[str, ...] = ()
+    oidc: OIDCServer,
+    tmp_path: Path,
+    *,
+    ahead: float,
+    resources: tuple[str, ...] = (),
+    url: str = "",
 ) -> tuple[Setup, str]:
     """Sign in at the provider, and let the clocks of the application run ahead."""
     client = oidc.add_client("http://localhost/oidc/callback")
     response = oidc.sign_in_directly(client, resource=resources)
-    store = f"sqlite:///{tmp_path / 'grants.sqlite3'}"
+    store = url or f"sqlite:///{tmp_path / 'grants.sqlite3'}"
     setup = Setup(config=config(oidc, client, store))
     grant_id = grant_from(setup.state(), response)
     oidc.reset()
@@ -116,11 +124,38 @@ def test_a2_token_inside_the_leeway_is_served_to_all_while_the_answer_is_held(
     assert {steps for steps in taken if "commit" not in steps} <= {("read",), ("read", "begin")}
 
 
-@pytest.mark.parametrize("latency", [0.2, 2.5])
+@dataclass(frozen=True, kw_only=True)
+class Clocked(Setup):
+    """The same in every process, over a server whose records are as old as the test says."""
+
+    def state(self, **arguments: Any) -> State:
+        url = self.config["ATM_STORE"]
+        make = clocked if url.startswith("redis") else clocked_sql
+        return Setup.state(self, store=make(url, self.clock), **arguments)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the records are; nothing for the file of the test."""
+    match request.param:
+        case "redis":
+            return str(request.getfixturevalue("empty_redis").url)
+        case "postgresql":
+            return str(request.getfixturevalue("empty_postgres").url())
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("url", "latency"),
+    [("sqlite", 0.2), ("sqlite", 2.5), ("redis", 0.2), ("postgresql", 0.2)],
+    indirect=["url"],
+)
 def test_a11_three_resources_are_refreshed_one_after_another_each_caller_its_audience(
-    oidc: OIDCServer, tmp_path: Path, latency: float
+    oidc: OIDCServer, tmp_path: Path, url: str, latency: float
 ) -> None:
-    setup, grant_id = expired(oidc, tmp_path, ahead=1000, resources=RESOURCES)
+    setup, grant_id = expired(oidc, tmp_path, ahead=1000, resources=RESOURCES, url=url)
+    if url:
+        setup = Clocked(config=setup.config, ahead=setup.ahead)
     oidc.latency(token=latency)
     job = CallAPI(grant_id=grant_id, api_url=oidc.api_url, audiences=RESOURCES)
 

@@ -15,6 +15,7 @@ import pytest
 from flask_atm.errors import StoreError
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.stores import BY_SCHEME, SQLiteStore
+from flask_atm.grants.stores.forks import ForkGate
 from tests.grants.test_single_flight import Child, forks, needs_fork
 
 END = time.time() + 9999
@@ -269,6 +270,26 @@ def test_no_step_looks_at_every_row(path: Path) -> None:
     steps = [step for plan in plans.values() for step in plan]
     assert len(steps) >= 8
     assert [step for step in steps if not step.startswith("SEARCH")] == []
+
+
+@needs_fork
+def test_a15_no_step_runs_until_all_threads_that_fork_have_forked() -> None:
+    gate = ForkGate(lambda: None)
+    gate._before()
+    gate._before()
+    gate._after_in_parent()
+    entered = threading.Event()
+
+    def step() -> None:
+        with gate:
+            entered.set()
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert not entered.wait(0.2)
+    gate._after_in_parent()
+    assert entered.wait(30)
+    thread.join()
 
 
 def test_a_large_purge_lets_others_write_in_between(path: Path) -> None:

@@ -279,6 +279,41 @@ def test_a18_whoever_reads_from_a_generator_is_not_its_user(
         waiting.close()
 
 
+def test_a18_nor_is_he_where_a_helper_of_the_generator_uses_the_grant(
+    app: Outside, alice: str, bob: str
+) -> None:
+    class Job:
+        def __init__(self) -> None:
+            self._used = app.atm.use_grant(bob)
+
+        def __enter__(self) -> None:
+            self._used.__enter__()
+
+        def __exit__(self, *exc_info: Any) -> None:
+            self._used.__exit__(*exc_info)
+
+    def enter(stack: ExitStack) -> None:
+        stack.enter_context(app.atm.use_grant(bob))
+
+    def by_class() -> Iterator[list[str]]:
+        with Job():
+            yield whoever(app)
+            yield whoever(app)
+
+    def by_function() -> Iterator[list[str]]:
+        with ExitStack() as stack:
+            enter(stack)
+            yield whoever(app)
+            yield whoever(app)
+
+    with app.flask.app_context(), app.atm.use_grant(alice):
+        for parts in (by_class(), by_function()):
+            assert next(parts) == ["bob"]
+            assert whoever(app) == ["alice"]
+            assert list(parts) == [["bob"]]
+            assert whoever(app) == ["alice"]
+
+
 @pytest.mark.parametrize("end", ["close", "forget", "keep"])
 def test_a18_a_stream_that_is_left_half_way_says_nothing_of_the_next_request(
     app: Outside, alice: str, bob: str, end: str
