@@ -34,7 +34,7 @@ RUNS_ON = {
     "grants/test_mass_ending.py": f"{_HERE} postgresql",
     "grants/test_mass_ending.py::test_i5_": "sqlite redis postgresql",
     "grants/test_mass_ending.py::test_i6_": "sqlite redis postgresql",
-    "grants/test_mass_ending.py::test_i7_": _HERE,
+    "grants/test_mass_ending.py::test_i7_": f"{_HERE} postgresql",
     "grants/test_plain_stores.py": "session cache own",
     "grants/test_redis_grants.py": "redis",
     "grants/test_redis_outage.py": "redis",

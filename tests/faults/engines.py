@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.stores import SQLiteStore
+from flask_atm.grants.user_tokens import UserTokens
+from flask_atm.grants.vault import record_key
 from flask_atm.protocols import AtomicGrantStore
 from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
@@ -31,20 +33,32 @@ class FlaskATM:
     setup: Setup
 
     def __call__(self, checkpoint: Callable[[str], None]) -> Get:
+        state = self.setup.state(store=self.store(), checkpoint=checkpoint)
+        tokens = self.tokens(state)
+        # What is done once per process, and is no part of what is measured.
+        state.provider().id_tokens.warm()
+        state.store.read("warm")
+        return lambda grant_id: tokens.get(grant_id, TokenParameters()).value
+
+    def store(self) -> AtomicGrantStore:
+        """Give the store, with the clock of this engine."""
         # As patient as it is by itself: the times of the engine are scaled, a busy disk is not.
         url, clock = self.setup.config["ATM_STORE"], self.setup.clock
-        store: AtomicGrantStore
         if url.startswith("sqlite:"):
-            store = SQLiteStore(url.removeprefix("sqlite:///"), clock=clock)
-        else:
-            make = clocked_sql if url.startswith("postgresql") else clocked
-            store = make(url, clock)
-        state = self.setup.state(store=store, checkpoint=checkpoint)
-        provider = state.provider()
-        # What is done once per process, and is no part of what is measured.
-        provider.id_tokens.warm()
-        state.store.read("warm")
-        return lambda grant_id: provider.tokens.get(grant_id, TokenParameters()).value
+            return SQLiteStore(url.removeprefix("sqlite:///"), clock=clock)
+        make = clocked_sql if url.startswith("postgresql") else clocked
+        return make(url, clock)
+
+    def tokens(self, state: State) -> UserTokens:
+        """Give what gets the tokens."""
+        return state.provider().tokens
+
+    def write(self, grant_id: str) -> None:
+        """Do what another writer does: seal the record anew if the store lets it."""
+        vault = self.tokens(self.setup.state(store=self.store())).vault
+        snapshot = vault.read_stored(record_key(grant_id))
+        assert snapshot is not None
+        vault.replace(snapshot, replace(snapshot.grant, used_at=snapshot.now))
 
     def state(self) -> State:
         """Give a state for the test itself."""

@@ -29,11 +29,13 @@ def one_refresh_for_all(place: Place, fleet: Fleet, engine: Engine, grant_id: st
     assert place.server.lookup(outcomes[0].value), "the token does not work"
 
 
-def nothing_is_sent_late(place: Place, fleet: Fleet, engine: Engine, grant_id: str) -> None:
+def nothing_is_sent_late(
+    place: Place, fleet: Fleet, engine: Engine, grant_id: str, point: str = "write"
+) -> None:
     """Stopped right before the write, until somebody else has done it."""
-    victim, other = fleet.crew(engine, ["write", None])
+    victim, other = fleet.crew(engine, [point, None])
     victim.ask(grant_id)
-    victim.wait_at("write")
+    victim.wait_at(point)
     victim.stop()
     other.ask(grant_id)
     (outcome,) = other.outcomes()

@@ -127,7 +127,7 @@ def slowdown() -> float:
     return max(1.0, (time.perf_counter() - wall) / (time.process_time() - mine))
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+@pytest.mark.parametrize("kind", STORES)
 def test_i7_10000_sessions_of_one_subject_end_in_2_seconds(
     kind: str, urls: Callable[[str], str]
 ) -> None:

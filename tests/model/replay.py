@@ -37,7 +37,7 @@ WAIT: Final = 20.0
 KEY: Final = "k"
 #: Leases, pauses and expiries go by the clock of the test, windows by the monotonic one.
 PARAMETERS: Final = EngineParameters(
-    send_window=1.0, doubt_wait=0.001, poll_first=0.0005, poll_last=0.002
+    send_window=2.0, doubt_wait=0.001, poll_first=0.0005, poll_last=0.002
 )
 PAST_THE_WINDOW: Final = PARAMETERS.send_window + PARAMETERS.doubt_wait + 0.02
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -533,7 +534,7 @@ class Dying(MemoryStore):
 
     def begin(self, key: str, **arguments: Any) -> Begun:
         if os.getpid() != self.pid:
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().begin(key, **arguments)
 
 

@@ -5,22 +5,27 @@ no time zone, no daylight saving time, no clock of this host.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
     Integer,
     LargeBinary,
     MetaData,
     SmallInteger,
     String,
     Table,
+    TableValuedAlias,
     UniqueConstraint,
     and_,
+    any_,
     bindparam,
     case,
+    column,
     delete,
+    func,
     insert,
     literal_column,
     or_,
@@ -36,7 +41,10 @@ from sqlalchemy.types import TypeEngine
 from flask_atm.grants.control import Control, bury
 from flask_atm.grants.stores.rows import COLUMNS, FLAGS, TEXTS, TIMES, to_row
 
-__all__ = ["CLOCKS", "Statements"]
+__all__ = ["CLOCKS", "Command", "Statements"]
+
+#: A statement and its parameters; ``None``: it has them in itself.
+Command: TypeAlias = tuple[Insert | Update, Mapping[str, Any] | None]
 
 #: The present in milliseconds. Not ``NOW()``: in a transaction PostgreSQL's stands still, and
 #: MySQL's is local time, which has an hour twice a year that means two.
@@ -52,6 +60,13 @@ _BURIED: Final = {
     name: value
     for name, value in to_row(bury(Control(ends_at=0.0))).items()
     if name not in ("version", "ends_at")
+}
+
+#: What arrays hold. No lengths: PostgreSQL cuts what is longer.
+_PLAIN: Final[dict[type, type[TypeEngine[Any]]]] = {
+    bytes: LargeBinary,
+    int: BigInteger,
+    str: String,
 }
 
 
@@ -98,6 +113,23 @@ def _upsert(table: Table, dialect: str, column: str) -> Insert:
     return here.on_conflict_do_update(index_elements=key, set_={column: here.excluded[column]})
 
 
+def _among(key: Column[Any], dialect: str) -> ColumnElement[bool]:
+    """Choose the rows of the parameter ``keys``."""
+    if dialect == "postgresql":
+        return key == any_(bindparam("keys", type_=postgresql.ARRAY(String)))
+    return key.in_(bindparam("keys", expanding=True))
+
+
+def _given(*columns: Column[Any]) -> TableValuedAlias:
+    """Give the rows of a parameter ``all_…`` for each column, which is an array."""
+    arrays = [
+        bindparam(f"all_{one.name}", type_=postgresql.ARRAY(_PLAIN[one.type.python_type]))
+        for one in columns
+    ]
+    names = [column(one.name, one.type) for one in columns]
+    return func.unnest(*arrays).table_valued(*names).render_derived(name="given")
+
+
 class Statements:
     """The two tables, and what is done to them, for one dialect.
 
@@ -107,6 +139,9 @@ class Statements:
     An entry is written before the record that it names, and removed after it. It counts for a
     record of its own kind only, alive or a tombstone, so that all entries of a record change
     together with it.
+
+    A statement with a value for each of many rows takes longer to make than to run. PostgreSQL
+    takes the values as arrays, and is always sent the same statements.
 
     :ivar metadata: the tables, for Alembic.
     """
@@ -136,11 +171,15 @@ class Statements:
             **options,
         )
         if dialect is not None:
-            self._of_records(grants, CLOCKS[dialect])
+            self._takes_arrays = dialect == "postgresql"
+            self._of_records(grants, CLOCKS[dialect], dialect)
             self._of_index(grants, entries, CLOCKS[dialect], dialect)
+            if self._takes_arrays:
+                self._of_arrays(grants, entries)
 
-    def _of_records(self, grants: Table, clock: str) -> None:
+    def _of_records(self, grants: Table, clock: str, dialect: str) -> None:
         key, columns = grants.c.record_key, [grants.c[name] for name in COLUMNS]
+        among = _among(key, dialect)
         # On its own, so that it is read once and every comparison with it can use an index.
         now = select(literal_column(clock, BigInteger).label("now")).subquery("clock")
         present = select(now.c.now).scalar_subquery()
@@ -151,7 +190,7 @@ class Statements:
         )
         whole = select(present.label("now"), key, *columns, grants.c.sealed)
         alive = grants.c.ends_at > present
-        self.read_many = whole.where(key.in_(bindparam("keys", expanding=True)), alive)
+        self.read_many = whole.where(among, alive)
         self.scan = (
             whole.where(key > bindparam("after"), alive)
             .order_by(key)
@@ -174,29 +213,30 @@ class Statements:
         self.ended = (
             select(key).where(ended).order_by("ends_at").limit(bindparam("most", type_=Integer))
         )
-        self.trim = delete(grants).where(key.in_(bindparam("keys", expanding=True)), ended)
-        self.remove_buried = delete(grants).where(
-            key.in_(bindparam("keys", expanding=True)), grants.c.sealed == bindparam("mark")
-        )
+        self.trim = delete(grants).where(among, ended)
+        self.remove_buried = delete(grants).where(among, grants.c.sealed == bindparam("mark"))
 
-    def bury(self, versions: Mapping[str, int], sealed: Mapping[str, bytes]) -> Update:
+    def _buried(self, which: ColumnElement[bool], sealed: ColumnElement[Any]) -> Update:
+        after = {**_BURIED, "version": self.grants.c.version + 1, "sealed": sealed}
+        return update(self.grants).where(which).values(after)
+
+    def bury(self, versions: Mapping[str, int], sealed: Mapping[str, bytes]) -> Command:
         """Make tombstones of records, by key, that have these versions still."""
-        key = self.grants.c.record_key
-        return (
-            update(self.grants)
-            .where(key.in_(list(versions)), self.grants.c.version == case(versions, value=key))
-            .values(
-                **_BURIED,
-                version=self.grants.c.version + 1,
-                sealed=case(sealed, value=key),
-            )
-        )
+        keys, key = list(versions), self.grants.c.record_key
+        if self._takes_arrays:
+            return self._bury_given, {
+                "all_record_key": keys,
+                "all_version": [versions[one] for one in keys],
+                "all_sealed": [sealed[one] for one in keys],
+            }
+        fenced = and_(key.in_(keys), self.grants.c.version == case(versions, value=key))
+        return self._buried(fenced, case(sealed, value=key)), None
 
     def _of_index(self, grants: Table, entries: Table, clock: str, dialect: str) -> None:
         key = entries.c.record_key
         present = select(literal_column(clock, BigInteger)).scalar_subquery()
         ended = entries.c.ends_at <= present
-        among = key.in_(bindparam("keys", expanding=True))
+        among = _among(key, dialect)
         self.enter = _upsert(entries, dialect, "ends_at")
         alive = entries.c.tombstone == 0
         others = entries.c.entry.not_in(bindparam("kept", expanding=True))
@@ -223,9 +263,19 @@ class Statements:
         )
         self.trim_entries = delete(entries).where(among, ended)
 
-    def enter_many(self, rows: Sequence[Mapping[str, Any]]) -> Insert:
+    def _of_arrays(self, grants: Table, entries: Table) -> None:
+        key, version = grants.c.record_key, grants.c.version
+        given = _given(key, version, grants.c.sealed)
+        fenced = and_(key == given.c.record_key, version == given.c.version)
+        self._bury_given = self._buried(fenced, given.c.sealed)
+        self._enter_given = self.enter.from_select(entries.c.keys(), select(_given(*entries.c)))
+
+    def enter_many(self, rows: Sequence[Mapping[str, Any]]) -> Command:
         """Write many entries in one statement."""
-        return self.enter.values(list(rows))
+        if self._takes_arrays:
+            names = self.entries.c.keys()
+            return self._enter_given, {f"all_{name}": [row[name] for row in rows] for name in names}
+        return self.enter.values(list(rows)), None
 
     @property
     def tables(self) -> list[CreateTable]:

@@ -90,7 +90,7 @@ class Tables:
         self, connection: Connection, versions: Mapping[str, int], sealed: Mapping[str, bytes]
     ) -> bool:
         """Make tombstones of records that have these versions; tell whether all had."""
-        done = connection.execute(self.statements.bury(versions, sealed))
+        done = connection.execute(*self.statements.bury(versions, sealed))
         return done.rowcount == len(versions)
 
     def remove_buried(self, connection: Connection, keys: Sequence[str], mark: bytes) -> None:
@@ -103,7 +103,7 @@ class Tables:
     def enter(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write entries; those that are there already get the end of the new ones."""
         if len(rows) > 3:
-            _until_done(connection, self.statements.enter_many(rows))
+            _until_done(connection, *self.statements.enter_many(rows))
             return
         for row in rows:
             _until_done(connection, self.statements.enter, row)
