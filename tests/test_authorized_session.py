@@ -788,6 +788,7 @@ def test_bad_arguments_raise_at_once(api: FaultyServer, source: Source) -> None:
 # -- time
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "behaviour",
     [
@@ -827,6 +828,7 @@ def test_e14_with_stream_the_time_ends_with_the_headers(api: FaultyServer, sourc
         assert answer.content == b"x" * 40
 
 
+@pytest.mark.timed
 def test_e14_the_second_sending_has_what_is_left(api: FaultyServer, source: Source) -> None:
     api.add(Reply(401, delay=0.3))
     api.always(Hang())
@@ -847,6 +849,7 @@ def test_e14_getting_the_token_has_its_own_budget(api: FaultyServer) -> None:
     assert AuthorizedSession(Slow(), api.url, timeout=0.3).get("x").status_code == 200
 
 
+@pytest.mark.timed
 def test_e14_the_time_of_one_call_can_be_its_own(api: FaultyServer, source: Source) -> None:
     api.always(Hang())
     session = AuthorizedSession(source, api.url, timeout=30)
@@ -857,6 +860,7 @@ def test_e14_the_time_of_one_call_can_be_its_own(api: FaultyServer, source: Sour
         assert time.monotonic() - begun < 1
 
 
+@pytest.mark.timed
 def test_e14_a_retry_of_the_application_ends_in_time(api: FaultyServer, source: Source) -> None:
     class Patient(AuthorizedSession):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -908,6 +912,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.mark.timed
 def test_e14_tls_is_verified_and_left_in_time(authority: Authority, source: Source) -> None:
     with FaultyServer(default=only("2"), tls=authority.server()) as api:
         with pytest.raises(requests.exceptions.SSLError):

@@ -127,6 +127,7 @@ def slowdown() -> float:
     return max(1.0, (time.perf_counter() - wall) / (time.process_time() - mine))
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", STORES)
 def test_i7_10000_sessions_of_one_subject_end_in_2_seconds(
     kind: str, urls: Callable[[str], str]
@@ -190,6 +191,7 @@ class Timed(SQLiteStore):
             self.locked.append(time.perf_counter() - begun)
 
 
+@pytest.mark.timed
 def test_i7_nobody_is_locked_out_for_50_ms(tmp_path: Path) -> None:
     worst = []
     for turn in range(3):  # other processes of this machine may be at work
@@ -332,6 +334,7 @@ def test_a_mark_that_nobody_can_read_keeps_nobody_out() -> None:
 # -- I5
 
 
+@pytest.mark.timed
 @dataclass(frozen=True, kw_only=True)
 class UseUntilRefused:
     """Use a token all the time, in one long context, until somebody ends the sign-in."""
@@ -374,6 +377,7 @@ def test_i5_8_processes_refuse_within_1_second(
     refuse_within_1_second(setup_of(urls(kind)), tmp_path)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "sql"])
 def test_i6_8_processes_with_copies_in_the_session_refuse_within_1_second(
     kind: str, urls: Callable[[str], str], tmp_path: Path

@@ -106,13 +106,13 @@ def test_a3_two_groups_of_processes_whose_clocks_are_5_minutes_apart(
 
 # -- C1, C2, C3, C5: Redis is away, comes back, comes back empty, refuses
 
-#: L = 2.6 s, W = 3.9 s.
+#: L = 5.4 s, W = 6.5 s.
 QUICK = EngineParameters(
     timeout=0.7,
     send_window=0.4,
     doubt_wait=0.1,
-    store_connect=0.2,
-    store_operation=0.4,
+    store_connect=1.0,
+    store_operation=1.0,
     slack=0.2,
     backoff=0.1,
     poll_last=0.05,
@@ -125,7 +125,7 @@ def world_over(
 ) -> World:
     return make_world(
         server,
-        store=RedisStore(redis_server.url, connect_timeout=0.2, timeout=0.4),
+        store=RedisStore(redis_server.url, connect_timeout=1.0, timeout=1.0),
         clock=lambda: time.time() + ahead,
         engine=QUICK,
     )

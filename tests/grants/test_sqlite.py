@@ -173,6 +173,7 @@ def locked(path: Path) -> sqlite3.Connection:
     return other
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("first", [True, False])
 def test_nobody_waits_for_a_lock_beyond_the_budget(path: Path, first: bool) -> None:
     """(connect + operation) x 2, from which the lease is derived; also for a first connection,
@@ -194,6 +195,7 @@ def test_nobody_waits_for_a_lock_beyond_the_budget(path: Path, first: bool) -> N
     assert store.create("b", b"", ends_at=END)
 
 
+@pytest.mark.timed
 def test_the_time_out_is_that_of_the_engine(path: Path) -> None:
     parameters = EngineParameters(store_operation=0.05, store_connect=0.05)
     store = BY_SCHEME["sqlite"](f"sqlite:///{path}", "flask_atm", time.time, parameters)

@@ -7,6 +7,7 @@ so, and not before it stands where the model says that it does.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -31,15 +32,29 @@ from flask_atm.testing.clock import FakeClock
 from tests.model.machine import Machine, Move
 from tests.model.world import LEAP, START, Server, State, grant_of
 
-__all__ = ["Replay", "covering", "schedules"]
+__all__ = ["Replay", "Times", "covering", "schedules"]
 
 WAIT: Final = 20.0
 KEY: Final = "k"
-#: Leases, pauses and expiries go by the clock of the test, windows by the monotonic one.
 PARAMETERS: Final = EngineParameters(
     send_window=2.0, doubt_wait=0.001, poll_first=0.0005, poll_last=0.002
 )
-PAST_THE_WINDOW: Final = PARAMETERS.send_window + PARAMETERS.doubt_wait + 0.02
+
+
+class Times:
+    """The module ``time`` as the engine sees it: in an actor's thread, time passes as the schedule
+    says and not while the machine is busy."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def follow(self, clock: Callable[[], float]) -> None:
+        """In this thread the monotonic clock is this one."""
+        self._own.clock = clock
+
+    def monotonic(self) -> float:
+        clock: Callable[[], float] = getattr(self._own, "clock", time.monotonic)
+        return clock()
 
 
 class Thread:
@@ -194,6 +209,7 @@ class Replay:
     """A store, a server and as many engines as the model has actors."""
 
     start: State
+    times: Times
     server: Server = field(init=False)
     threads: list[Thread] = field(default_factory=list)
 
@@ -219,6 +235,7 @@ class Replay:
 
     def _caller(self, slot: str, rejects: int) -> Callable[[Thread], str]:
         def run(thread: Thread) -> str:
+            self.times.follow(self.clock)
             vault = self._vault(SteppedStore(self.store, thread))
             breaker, refusals = Breaker("p", PARAMETERS), Refusals(60.0)
             refresher = Refresher(
@@ -255,7 +272,7 @@ class Replay:
 
     # -- the schedule
 
-    def run(self, schedule: Sequence[tuple[State, Move]], sleep: Callable[[float], object]) -> None:
+    def run(self, schedule: Sequence[tuple[State, Move]]) -> None:
         """Do every step of a schedule, and compare what the model says with what is."""
         self.threads = [
             Thread(self._caller(actor.slot, actor.rejects)) for actor in self.start.actors
@@ -264,16 +281,16 @@ class Replay:
             thread.start()
         try:
             for state, move in schedule:
-                self._step(state, move, sleep)
+                self._step(state, move)
                 self._compare(move)
         finally:
             self.clock.advance(10 * LEAP)
             for thread in self.threads:
                 thread.end()
 
-    def _step(self, state: State, move: Move, sleep: Callable[[float], object]) -> None:
+    def _step(self, state: State, move: Move) -> None:
         if move.who < 0:
-            self._world(state, move, sleep)
+            self._world(state, move)
             return
         thread, what = self.threads[move.who], move.what
         at = state.actors[move.who].at
@@ -296,13 +313,10 @@ class Replay:
             assert thread.point == "abort", f"{move}: it stands at {thread.point}"
             thread.go()
 
-    def _world(self, state: State, move: Move, sleep: Callable[[float], object]) -> None:
+    def _world(self, state: State, move: Move) -> None:
         after = move.after
         if after.leaps > state.leaps:
             self.clock.advance(LEAP)
-            pairs = zip(state.actors, after.actors, strict=True)
-            if any(new.late and old.at in ("doubt", "write") for old, new in pairs):
-                sleep(PAST_THE_WINDOW)
         elif move.what == "logout":
             entry = str(state.data.refresh_token).encode()
             assert self.store.delete(KEY, keep=entry)

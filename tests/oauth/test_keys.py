@@ -143,6 +143,7 @@ def test_h5_duplicate_kid_and_missing_alg_are_kept_as_candidates() -> None:
     assert keys[0].algorithms == ("RS256", "PS256", "RS384", "PS384", "RS512", "PS512")
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "member",
     [

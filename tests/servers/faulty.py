@@ -326,7 +326,8 @@ def respond(function: Callable[[Request], Behaviour]) -> Behaviour:
 
 def _read_head(stream: BinaryIO) -> tuple[str, str, list[tuple[str, str]]] | None:
     first = stream.readline(65537).decode("latin-1").split()
-    if len(first) != 3:
+    # A greeting in TLS is random bytes, which may look like three words.
+    if len(first) != 3 or not first[2].startswith("HTTP/"):
         return None
     headers = []
     while line := stream.readline(65537).decode("latin-1").rstrip("\r\n"):

@@ -74,6 +74,7 @@ def test_a_dropped_connection_ends_in_order_and_a_reset_one_does_not(proxy: Faul
             second.recv(1)
 
 
+@pytest.mark.timed
 def test_answers_are_late(proxy: FaultProxy, client: requests.Session) -> None:
     proxy.always(Delay(0.2))
     started = time.monotonic()

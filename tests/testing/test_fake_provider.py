@@ -764,6 +764,7 @@ def test_down_and_back_on_the_same_port(app: Application) -> None:
     assert app.refresh(tokens["refresh_token"]).status_code == 200
 
 
+@pytest.mark.timed
 def test_connections_are_kept_and_answered_at_once(app: Application) -> None:
     began = time.monotonic()
     for _ in range(10):
@@ -802,6 +803,7 @@ def test_nothing_is_logged_that_is_secret(
         assert str(secret) not in logged or secret in ("Bearer", SCOPE, 300)
 
 
+@pytest.mark.timed
 def test_start_is_quick() -> None:
     began = time.perf_counter()
     with FakeProvider() as provider:
