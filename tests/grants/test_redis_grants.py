@@ -1,9 +1,7 @@
 """Grants over Redis: one refresh for all hosts, and what happens when Redis is away."""
 
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +16,13 @@ from flask_atm.grants.parameters import EngineParameters
 from flask_atm.state import STATE_KEY, Hooks, State
 from flask_atm.stores import RedisStore
 from flask_atm.tokens import TokenParameters
-from tests.grants.processes import run_everywhere
+from tests.grants import outages
+from tests.grants.api_calls import PROCESSES, one_refresh
 from tests.grants.support import SECRET_KEY, Setup, config, grant_from
-from tests.grants.test_single_flight_across_processes import CallAPI
-from tests.grants.tools import WAIT, World, make_world, refreshes, settings, together
+from tests.grants.tools import World, make_world, refreshes, settings
 from tests.servers import OIDCServer, RotatingTokenServer
 from tests.servers.redis_server import RedisServer
 
-PROCESSES, THREADS = 8, 16
 ID_TOKEN = "id-token-canary-5d8f"
 
 
@@ -59,15 +56,6 @@ def expired(oidc: OIDCServer, store: str) -> tuple[Setup, str]:
     grant_id = grant_from(setup.state(), response)
     oidc.reset()
     return replace(setup, ahead=0.0), grant_id
-
-
-def one_refresh(oidc: OIDCServer, setup: Setup, grant_id: str) -> None:
-    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url)
-    results = run_everywhere(setup, job, processes=PROCESSES, threads=THREADS)
-    assert [result for result in results if result[0] != 200] == []
-    assert len(results) == PROCESSES * THREADS
-    assert len(oidc.token_requests()) == 1
-    assert oidc.stats()["replays"] == 0
 
 
 @pytest.mark.parametrize("latency", [0.2, 2.5])
@@ -138,44 +126,17 @@ def expired_over(server: RotatingTokenServer, redis_server: RedisServer) -> tupl
 
 
 def test_c1_nothing_is_sent_while_redis_is_away(server: RotatingTokenServer) -> None:
-    with RedisServer("--appendfsync", "always", appendonly=True) as redis_server:
-        world, grant_id = expired_over(server, redis_server)
-        other = world_over(server, redis_server)
-        fresh = world.sign_in(server.issue("bob"))
-        token = world.get(fresh).value
-        redis_server.kill()
-        # What was read a moment ago is served, and nothing else is known.
-        assert world.get(fresh).value == token
-        with pytest.raises(StoreError, match="reachable"):
-            other.get(fresh)
-        with pytest.raises(StoreError):
-            world.get(grant_id)
-        assert refreshes(server) == []
-        redis_server.start()
-        assert world.get(grant_id).value
-        assert other.get(fresh).value == token
-        assert len(refreshes(server)) == 1
+    with RedisServer("--appendfsync", "always", appendonly=True) as own:
+        outages.nothing_is_sent_while_it_is_away(
+            server, own, lambda ahead: world_over(server, own, ahead=ahead)
+        )
 
 
 def test_c2_redis_is_killed_during_the_request_and_comes_back(server: RotatingTokenServer) -> None:
-    with RedisServer("--appendfsync", "always", appendonly=True) as redis_server:
-        world, grant_id = expired_over(server, redis_server)
-        others = [world_over(server, redis_server) for _ in range(2)]
-        server.hold()
-        with ThreadPoolExecutor(1) as pool:
-            refresher = pool.submit(world.get, grant_id)
-            server.wait_held()
-            redis_server.kill()
-            server.release()
-            token = refresher.result(WAIT).value  # kept in memory, and served
-        again = threading.Timer(1.0, redis_server.start)
-        again.start()
-        again.join()
-        answers = together(8, lambda number: others[number % 2].get(grant_id).value)
-        assert set(answers) == {token}
-        assert len(refreshes(server)) == 1
-        assert others[0].get(grant_id, force_renewal=True).value != token
-        assert len(refreshes(server)) == 2
+    with RedisServer("--appendfsync", "always", appendonly=True) as own:
+        outages.killed_during_the_request(
+            server, own, lambda ahead: world_over(server, own, ahead=ahead)
+        )
 
 
 def test_c3_redis_comes_back_empty(

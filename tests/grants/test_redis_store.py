@@ -888,12 +888,3 @@ def test_a_store_that_is_forgotten_closes_its_connections(server: RedisServer, c
     give_up = time.monotonic() + 5
     while len(client.client_list()) > 1:
         assert time.monotonic() < give_up
-
-
-def test_the_server_of_the_tests_leaves_nothing_behind() -> None:
-    with RedisServer() as server:
-        folder, pid = server.folder, server.pid
-        assert folder.exists()
-    assert not folder.exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)

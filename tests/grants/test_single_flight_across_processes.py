@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from flask_atm.state import State
 from flask_atm.tokens import TokenParameters
+from tests.grants.api_calls import PROCESSES, THREADS, CallAPI, one_refresh
 from tests.grants.processes import run_everywhere
 from tests.grants.redis_tools import clocked
 from tests.grants.sql_tools import clocked_sql
@@ -17,31 +17,7 @@ from tests.grants.support import Setup, config, grant_from
 from tests.grants.tools import WatchedSetup, WatchedStore
 from tests.servers import OIDCServer
 
-PROCESSES, THREADS = 8, 16
 RESOURCES = ("https://api.example/a", "https://api.example/b", "https://api.example/c")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallAPI:
-    """Get the token and call the API with it."""
-
-    grant_id: str
-    api_url: str
-    audiences: tuple[str, ...] = ()
-
-    def __call__(self, state: State, number: int) -> tuple[int, str | None, str]:
-        resource = self.audiences[number % len(self.audiences)] if self.audiences else None
-        token = state.provider().tokens.get(self.grant_id, TokenParameters.of(resource=resource))
-        session = requests.Session()
-        session.trust_env = False
-        with (
-            session,
-            session.get(
-                self.api_url, headers={"Authorization": token.authorization}, timeout=30
-            ) as response,
-        ):
-            audience = response.json()["aud"] if response.status_code == 200 else None
-            return response.status_code, audience, resource or ""
 
 
 def expired(
@@ -68,14 +44,7 @@ def test_a1_expired_token_is_refreshed_once_for_8_processes_with_16_threads(
 ) -> None:
     setup, grant_id = expired(oidc, tmp_path, ahead=1000)
     oidc.latency(token=latency)
-    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url)
-
-    results = run_everywhere(setup, job, processes=PROCESSES, threads=THREADS)
-
-    assert [result for result in results if result[0] != 200] == []
-    assert len(results) == PROCESSES * THREADS
-    assert len(oidc.token_requests()) == 1
-    assert oidc.stats()["replays"] == 0
+    one_refresh(oidc, setup, grant_id)
     # The grant is alive: another renewal works.
     again = setup.state().provider().tokens.get(grant_id, TokenParameters(force_renewal=True))
     assert again.refreshable

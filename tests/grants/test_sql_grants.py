@@ -4,7 +4,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -16,20 +15,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from flask_atm import ATM
-from flask_atm.errors import StoreError
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.state import STATE_KEY, State
 from flask_atm.stores import SQLStore
 from flask_atm.testing import sign_in
 from flask_atm.tokens import TokenParameters
-from tests.grants.processes import run_everywhere
+from tests.grants import outages
+from tests.grants.api_calls import PROCESSES, one_refresh
 from tests.grants.support import Setup, config, grant_from
-from tests.grants.test_single_flight_across_processes import CallAPI
-from tests.grants.tools import WAIT, World, make_world, metadata, refreshes, settings, together
+from tests.grants.tools import World, make_world, metadata, refreshes, settings, together
 from tests.servers import OIDCServer, Reply, RotatingTokenServer
 from tests.servers.postgres_server import PostgresServer
 
-PROCESSES, THREADS = 8, 16
 ID_TOKEN = "id-token-canary-5d8f"
 _numbers = count()
 
@@ -70,15 +67,6 @@ def expired(oidc: OIDCServer, url: str, prefix: str) -> tuple[Setup, str]:
 def closed(state: State) -> None:
     assert isinstance(state.store, SQLStore)
     state.store.close()
-
-
-def one_refresh(oidc: OIDCServer, setup: Setup, grant_id: str) -> None:
-    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url)
-    results = run_everywhere(setup, job, processes=PROCESSES, threads=THREADS)
-    assert [result for result in results if result[0] != 200] == []
-    assert len(results) == PROCESSES * THREADS
-    assert len(oidc.token_requests()) == 1
-    assert oidc.stats()["replays"] == 0
 
 
 @pytest.mark.parametrize("latency", [0.2, 2.5])
@@ -176,44 +164,16 @@ def test_c1_nothing_is_sent_while_the_database_is_away(
     server: RotatingTokenServer, world_of: Callable[..., World]
 ) -> None:
     with PostgresServer() as own:
-        grant_id = world_of(own, ahead=-1000).sign_in(server.issue("alice"))
-        world, other = world_of(own), world_of(own)
-        fresh = world.sign_in(server.issue("bob"))
-        token = world.get(fresh).value
-        own.kill()
-        # What was read a moment ago is served, and nothing else is known.
-        assert world.get(fresh).value == token
-        with pytest.raises(StoreError, match="reachable"):
-            other.get(fresh)
-        with pytest.raises(StoreError):
-            world.get(grant_id)
-        assert refreshes(server) == []
-        own.start()
-        assert world.get(grant_id).value
-        assert other.get(fresh).value == token
-        assert len(refreshes(server)) == 1
+        outages.nothing_is_sent_while_it_is_away(
+            server, own, lambda ahead: world_of(own, ahead=ahead)
+        )
 
 
 def test_c2_the_database_is_killed_during_the_request_and_comes_back(
     server: RotatingTokenServer, world_of: Callable[..., World]
 ) -> None:
     with PostgresServer() as own:
-        grant_id = world_of(own, ahead=-1000).sign_in(server.issue("alice"))
-        world = world_of(own)
-        others = [world_of(own) for _ in range(2)]
-        server.hold()
-        with ThreadPoolExecutor(1) as pool:
-            refresher = pool.submit(world.get, grant_id)
-            server.wait_held()
-            own.kill()
-            server.release()
-            token = refresher.result(WAIT).value  # kept in memory, and served
-        own.start()
-        answers = together(8, lambda number: others[number % 2].get(grant_id).value)
-        assert set(answers) == {token}
-        assert len(refreshes(server)) == 1
-        assert others[0].get(grant_id, force_renewal=True).value != token
-        assert len(refreshes(server)) == 2
+        outages.killed_during_the_request(server, own, lambda ahead: world_of(own, ahead=ahead))
 
 
 def test_c8_connections_that_are_terminated_during_a_refresh_change_nothing(

@@ -240,6 +240,20 @@ def test_nothing_is_left_open(postgres: PostgresServer, table: str) -> None:
     store.close()
 
 
+def test_a_connection_that_is_at_work_when_the_store_closes_is_closed_after_its_step(
+    postgres: PostgresServer, table: str
+) -> None:
+    store = SQLStore(postgres.url(), table=table, **PATIENT)
+    used: list[Any] = []
+    event.listen(engine_of(store), "checkout", lambda *given: used.append(given[0]))
+    with when_sending(store, "INSERT", store.close):
+        assert store.create("a", b"", ends_at=soon())
+    assert used
+    assert [connection.closed for connection in used] == [True] * len(used)
+    assert read(store, "a").sealed == b""  # by a new one
+    store.close()
+
+
 def test_a_store_that_is_forgotten_leaves_no_connection(
     postgres: PostgresServer, table: str
 ) -> None:

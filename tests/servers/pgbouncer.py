@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from typing import Any
 
-from .faulty import NotInTimeError, reserve_port
-from .postgres_server import PostgresServer, account, janitor
+from .postgres_server import PostgresServer, account
+from .program import Program
 
-__all__ = ["pgbouncer"]
+__all__ = ["PgBouncer"]
 
-WAIT = 20.0
 SETTINGS = """
 [databases]
 postgres = host=127.0.0.1 port={postgres}
@@ -32,48 +25,43 @@ default_pool_size = {connections}
 """
 
 
-@contextmanager
-def pgbouncer(postgres: PostgresServer, *, connections: int) -> Iterator[str]:
-    """Run it; gives the URL for SQLAlchemy.
+class PgBouncer(Program):
+    """It takes all clients, and has a few connections to the server.
 
-    :param connections: to the server, for all clients.
+    :param connections: so many.
     """
-    folder = Path(tempfile.mkdtemp(prefix="flask-atm-pgbouncer-"))
-    reserved = reserve_port() or socket.create_server(("127.0.0.1", 0))
-    port = reserved.getsockname()[1]
-    settings = SETTINGS.format(
-        folder=folder, port=port, postgres=postgres.port, connections=connections
-    )
-    (folder / "settings.ini").write_text(settings, "utf-8")
-    (folder / "users").write_text('"postgres" ""\n', "utf-8")
-    if whom := account():
-        os.chown(folder, whom["user"], whom["group"])
-    cleaning = janitor(folder)
-    process = subprocess.Popen(
-        [shutil.which("pgbouncer") or "/usr/sbin/pgbouncer", str(folder / "settings.ini")],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        **whom,
-    )
-    try:
-        (folder / "pid").write_text(str(process.pid), "ascii")
-        _wait_for(port, process)
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        (folder / "pid").unlink(missing_ok=True)
-        process.kill()
-        process.wait(WAIT)
-        reserved.close()
-        cleaning.communicate(timeout=WAIT)
 
+    name = "pgbouncer"
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    give_up = time.monotonic() + WAIT
-    while True:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        if time.monotonic() > give_up or process.poll() is not None:
-            raise NotInTimeError("PgBouncer does not start")
-        time.sleep(0.01)
+    def __init__(self, postgres: PostgresServer, *, connections: int) -> None:
+        super().__init__()
+        self._postgres = postgres
+        self._connections = connections
+        self._account = account()
+
+    def prepare(self) -> None:
+        """Write its settings."""
+        settings = SETTINGS.format(
+            folder=self.folder,
+            port=self.port,
+            postgres=self._postgres.port,
+            connections=self._connections,
+        )
+        (self.folder / "settings.ini").write_text(settings, "utf-8")
+        (self.folder / "users").write_text('"postgres" ""\n', "utf-8")
+        if self._account:
+            os.chown(self.folder, self._account["user"], self._account["group"])
+
+    def settings(self) -> dict[str, Any]:
+        return self._account
+
+    def command(self) -> list[str]:
+        program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
+        return [program, str(self.folder / "settings.ini")]
+
+    def is_ready(self) -> bool:
+        return self.takes_connections()
+
+    def url(self) -> str:
+        """For SQLAlchemy."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"

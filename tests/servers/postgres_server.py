@@ -15,20 +15,15 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from .faulty import NotInTimeError, reserve_port
+from .program import Program
 
-__all__ = ["PostgresServer", "account", "janitor", "postgres_binaries"]
+__all__ = ["PostgresServer", "account", "postgres_binaries"]
 
-WAIT = 20.0
 #: A kill of the process loses nothing without it, only one of the machine does.
 UNSAFE = ("-c", "fsync=off")
 
@@ -58,69 +53,24 @@ def account() -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def janitor(folder: Path) -> subprocess.Popen[bytes]:
-    """Clear up at the end of this process, even if it is killed.
-
-    Waits for the end of its input; kills the process whose number is in ``pid``, and removes the
-    folder.
-    """
-    script = 'cat >/dev/null; kill -QUIT "$(cat "$0/pid")" 2>/dev/null && sleep 0.3; rm -rf "$0"'
-    return subprocess.Popen(
-        ["sh", "-c", script, str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-class PostgresServer:
+class PostgresServer(Program):
     """A server that trusts everybody on this machine; the user is ``postgres``.
 
     :param options: further ones, such as ``"-c", "max_connections=20"``.
     """
 
+    name = "postgres"
+    last_signal = "QUIT"  # its processes end with it
+
     def __init__(self, *options: str) -> None:
-        self._options = options
+        super().__init__(*options)
         self._account = account()
-        self._reserved: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._janitor: subprocess.Popen[bytes] | None = None
         self._binaries = Path()
-        self.folder = Path()
-        self.port = 0
 
-    def __enter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="flask-atm-postgres-"))
-        self._janitor = janitor(self.folder)
-        try:
-            self._reserved = reserve_port() or socket.create_server(("127.0.0.1", 0))
-            self.port = self._reserved.getsockname()[1]
-            if self._reserved.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                self._reserved.close()  # no Linux: the port is ours by luck alone
-            self._prepare()
-            self.start()
-        except BaseException:
-            self._end()
-            raise
-        return self
+    def settings(self) -> dict[str, Any]:
+        return self._account
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self.kill()
-        if self._reserved is not None:
-            self._reserved.close()
-        if self._janitor is not None:
-            self._janitor.communicate(timeout=WAIT)
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Make the database files."""
         if self._account:
             os.chown(self.folder, self._account["user"], self._account["group"])
@@ -151,16 +101,6 @@ class PostgresServer:
         """For SQLAlchemy; ``query`` may be ``?options=…``."""
         return f"{driver}://postgres@127.0.0.1:{self.port}/postgres{query}"
 
-    @property
-    def pid(self) -> int:
-        """The process that runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def log(self) -> str:
-        """What it has written."""
-        return (self.folder / "log").read_text("utf-8", "replace")
-
     def execute(self, statement: str) -> list[Any]:
         """Run a statement as the administrator; give the rows."""
         import psycopg
@@ -173,30 +113,12 @@ class PostgresServer:
 
     # -- up and down
 
-    def start(self, *options: str) -> None:
-        """Start it, at the port of before and with the data of before; wait until it is ready."""
-        assert self._process is None
+    def command(self) -> list[str]:
         command = [str(self._binaries / "postgres"), "-D", str(self.folder / "data")]
         command += ["-p", str(self.port), "-k", str(self.folder), *UNSAFE]
-        command += ["-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB"]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, *self._options, *options],
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                **self._account,
-            )
-        (self.folder / "pid").write_text(str(self.pid), "ascii")
-        give_up = time.monotonic() + WAIT
-        while not self._is_ready():
-            if time.monotonic() > give_up or self._process.poll() is not None:
-                raise NotInTimeError(self.log())
-            time.sleep(0.01)
+        return [*command, "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB"]
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         with contextlib.suppress(OSError):
             lines = (self.folder / "data" / "postmaster.pid").read_text("utf-8").splitlines()
             # For a moment the file is there, and empty.
@@ -205,33 +127,15 @@ class PostgresServer:
 
     def stop(self) -> None:
         """Let it end properly, with all of its connections."""
-        process, self._process = self._process, None
-        if process is not None:
-            self._forget()
-            process.send_signal(signal.SIGINT)
-            process.wait(WAIT)
+        self._finish(signal.SIGINT)
 
     def kill(self) -> None:
         """End it at once with all of its processes, whatever they were doing."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        self._forget()
-        children = self._children(process.pid)
-        process.kill()
-        process.wait(WAIT)
+        children = self._children(self.pid) if self._process is not None else []
+        super().kill()
         for child in children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-
-    def _forget(self) -> None:
-        """Keep the janitor from killing whatever gets that number next."""
-        (self.folder / "pid").unlink(missing_ok=True)
-
-    def restart(self) -> None:
-        """End it at once, and start it with the data of before."""
-        self.kill()
-        self.start()
 
     @staticmethod
     def _children(pid: int) -> list[int]:

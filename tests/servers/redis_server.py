@@ -11,19 +11,15 @@ It is started on a free port of 127.0.0.1 with a folder of its own, and ends wit
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from .faulty import NotInTimeError, reserve_port
+from .faulty import NotInTimeError
+from .program import Program
 
 __all__ = ["RedisClusterServers", "RedisServer", "redis_binary"]
 
@@ -42,7 +38,7 @@ def redis_binary() -> str:
     return str(next(Path(spec.origin).parent.glob("_binaries/*/valkey-server")))
 
 
-class RedisServer:
+class RedisServer(Program):
     """A server without persistence, unless it is asked for.
 
     :param options: further ones, such as ``"--requirepass", "secret"``.
@@ -50,121 +46,38 @@ class RedisServer:
     :param cluster: a node of a cluster, with a second port for the others.
     """
 
+    name = "redis"
+    patience = WAIT
+
     def __init__(self, *options: str, appendonly: bool = False, cluster: bool = False) -> None:
-        self._options = options
+        super().__init__(*options)
         self._appendonly = appendonly
         self._cluster = cluster
-        self._reserved: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self.folder = Path()
-        self.port = 0
 
-    def __enter__(self) -> Self:
-        self.folder = Path(tempfile.mkdtemp(prefix="flask-atm-redis-"))
-        try:
-            self._reserve()
-            self.start()
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self.kill()
-        if self._reserved is not None:
-            self._reserved.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _reserve(self) -> None:
-        """Keep a port, also while the server is down."""
+    def reserve(self) -> None:
+        """Keep a port; a node of a cluster needs one more, 10,000 above."""
         with contextlib.ExitStack() as too_high:
-            while True:
-                self._reserved = reserve_port() or socket.create_server(("127.0.0.1", 0))
-                self.port = self._reserved.getsockname()[1]
-                if not self._cluster or self.port <= PORTS_THAT_HAVE_A_BUS:
-                    break
+            super().reserve()
+            while self._cluster and self.port > PORTS_THAT_HAVE_A_BUS:
+                assert self._reserved is not None
                 too_high.enter_context(self._reserved)
-        if self._reserved.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            self._reserved.close()  # no Linux: the port is ours by luck alone
+                super().reserve()
 
     @property
     def url(self) -> str:
         """For redis-py, without a password."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    @property
-    def pid(self) -> int:
-        """The process that runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self, *options: str) -> None:
-        """Start it, at the port of before and with the data of before; wait until it listens."""
-        assert self._process is None
+    def command(self) -> list[str]:
         persistence = "yes" if self._appendonly else "no"
         command = [redis_binary(), "--bind", "127.0.0.1", "--port", str(self.port)]
         command += ["--dir", str(self.folder), "--save", "", "--appendonly", persistence]
         if self._cluster:
             command += ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, *self._options, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        give_up = time.monotonic() + WAIT
-        while not self._listens():
-            if time.monotonic() > give_up or self._process.poll() is not None:
-                raise NotInTimeError(self.log())
-            time.sleep(0.01)
+        return command
 
-    def _listens(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def log(self) -> str:
-        """What it has written."""
-        return (self.folder / "log").read_text("utf-8", "replace")
-
-    def stop(self) -> None:
-        """Let it end properly."""
-        self._finish(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once, whatever it was doing."""
-        self._finish(signal.SIGKILL)
-
-    def _finish(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
-            process.send_signal(how)
-        try:
-            process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(WAIT)
-
-    def pause(self) -> None:
-        """Let it hang: connections stay open, nothing is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
+    def is_ready(self) -> bool:
+        return self.takes_connections()
 
     def dump(self) -> bytes:
         """All that somebody finds who gets at the data: every key and value."""

@@ -20,7 +20,7 @@ from flask_atm.protocols import AtomicGrantStore, Doomed
 from flask_atm.stores import SQLStore
 from flask_atm.testing.clock import FakeClock
 from flask_atm.testing.store_contract import StoreContract
-from tests.grants.processes import run_everywhere
+from tests.grants.api_calls import one_refresh
 from tests.grants.sql_tools import (
     LONGEST,
     PATIENT,
@@ -32,7 +32,6 @@ from tests.grants.sql_tools import (
     when_sending,
 )
 from tests.grants.support import Setup, config, grant_from
-from tests.grants.test_single_flight_across_processes import CallAPI
 from tests.grants.tools import together
 from tests.servers import OIDCServer
 from tests.servers.mariadb_server import MariaDBServer
@@ -325,8 +324,4 @@ def test_a1_8_processes_with_16_threads_over_mariadb_make_one_refresh(
     grant_id = grant_from(state, response)
     oidc.reset()
     oidc.latency(token=0.2)
-    job = CallAPI(grant_id=grant_id, api_url=oidc.api_url)
-    results = run_everywhere(Setup(config=configured), job, processes=8, threads=16)
-    assert [result for result in results if result[0] != 200] == []
-    assert len(oidc.token_requests()) == 1
-    assert oidc.stats()["replays"] == 0
+    one_refresh(oidc, Setup(config=configured), grant_id)

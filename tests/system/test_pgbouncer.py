@@ -13,7 +13,7 @@ from flask_atm.stores import SQLStore
 from flask_atm.testing.store_races import StoreRaces
 from tests.grants.sql_tools import LONGEST, PATIENT, engine_of, soon
 from tests.grants.tools import together
-from tests.servers.pgbouncer import pgbouncer
+from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
@@ -30,8 +30,8 @@ _numbers = count()
 
 @pytest.fixture(scope="module")
 def url(postgres: PostgresServer) -> Iterator[str]:
-    with pgbouncer(postgres, connections=3) as url:
-        yield url
+    with PgBouncer(postgres, connections=3) as pool:
+        yield pool.url()
 
 
 class TestC8ManyThreadsInSeveralProcessesShareThreeConnections(StoreRaces):
@@ -42,8 +42,8 @@ class TestC8ManyThreadsInSeveralProcessesShareThreeConnections(StoreRaces):
 
 
 def test_c8_nothing_is_kept_in_a_session(postgres: PostgresServer) -> None:
-    with pgbouncer(postgres, connections=2) as url:
-        store = SQLStore(url, table="kept", **PATIENT)
+    with PgBouncer(postgres, connections=2) as pool:
+        store = SQLStore(pool.url(), table="kept", **PATIENT)
         store.create("a", b"0", ends_at=soon())
 
         def add(number: int) -> None:
@@ -69,8 +69,8 @@ def test_c8_nothing_is_kept_in_a_session(postgres: PostgresServer) -> None:
 def test_c8_the_connection_is_cut_in_time_where_options_are_not_passed_on(
     postgres: PostgresServer,
 ) -> None:
-    with pgbouncer(postgres, connections=2) as url:
-        store = SQLStore(url, table="cut")
+    with PgBouncer(postgres, connections=2) as pool:
+        store = SQLStore(pool.url(), table="cut")
         store.create("a", b"", ends_at=soon())
         started = time.monotonic()
         release = threading.Event()

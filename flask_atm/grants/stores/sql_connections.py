@@ -74,6 +74,7 @@ class Connections:
         self._watchdog = Watchdog()
         self._now = _Now()
         self._takes_options = True
+        self._is_closed = False
         known = driver_arguments(url, connect_timeout, timeout)
         backend = url.get_backend_name()
         hstore = {"use_native_hstore": False} if backend == "postgresql" else {}
@@ -97,8 +98,9 @@ class Connections:
             event.listen(self.engine, "connect", _prepare_mysql)
 
     def close(self) -> None:
-        """Close those that are idle."""
-        self.engine.dispose()
+        """Close those that are idle, and each of the others once its step is done."""
+        self._is_closed = True
+        self.engine.pool.dispose()
 
     def run(self, act: Callable[[Connection], T], deadline: float) -> T:
         """Do something with a connection, which does not outlive an error.
@@ -127,6 +129,8 @@ class Connections:
         finally:
             self._unwatch()
             self._now.deadline, self._now.watched = math.inf, None
+            if self._is_closed:  # while this one was not idle
+                self.engine.pool.dispose()
         raise TimeoutError(f"no answer within {self._timeout:g} s")
 
     def _watch(self, connection: Any) -> None:
