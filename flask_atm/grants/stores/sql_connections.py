@@ -198,8 +198,10 @@ class Connections:
         thread.shutdown(wait=False)
         try:
             connection = connecting.result(timeout)
-        except TooLate:
-            connecting.add_done_callback(_close_late)
+        except BaseException as error:
+            connecting.add_done_callback(_close_late)  # also where this thread is told to end
+            if not isinstance(error, TooLate):
+                raise
             late = f"no connection within {timeout:.1f} s"
             raise dialect.loaded_dbapi.OperationalError(late) from None
         self._watch(connection)
