@@ -360,7 +360,7 @@ class ATM:
                 "last": breaker.last,
                 "paused_for": round(breaker.left(), 1),
             }
-            for (issuer, client_id), breaker in state.breakers().items()
+            for (issuer, client_id), breaker in state.breakers.items()
         }
         return {"store": store, "endpoints": endpoints}
 

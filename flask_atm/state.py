@@ -1,57 +1,27 @@
-"""What one application has: its configuration and everything made from it. Frozen.
+"""What one application has, by name: its providers, its clients, its hooks. Frozen.
 
 Providers and clients are put together at first use, because loaders may know names that the
 configuration does not.
 """
 
-import logging
-import secrets
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from flask import Flask, Response, current_app
+from flask import Response, current_app
 
-from flask_atm import signals
 from flask_atm.calls.connections import Connections
-from flask_atm.config import Config, client_from, provider_from
-from flask_atm.config.keys import ClientConfig, ProviderConfig, Registration
-from flask_atm.errors import ConfigurationError, ProtocolError
-from flask_atm.grants.breaker import Breaker, Refusals
+from flask_atm.config import client_from, provider_from
+from flask_atm.errors import ConfigurationError
 from flask_atm.grants.client_tokens import ClientTokens
-from flask_atm.grants.copies import Copies, PairName
-from flask_atm.grants.copy_seal import for_cookie
-from flask_atm.grants.engine import Engine
-from flask_atm.grants.idle import Idle, last_use
-from flask_atm.grants.logout_marks import LogoutMarks
-from flask_atm.grants.parameters import EngineParameters
-from flask_atm.grants.record import Grant, slot_key
-from flask_atm.grants.refresh import Event, Refresher
-from flask_atm.grants.seal import KeyRing
-from flask_atm.grants.single_flight import ProcessLock, SingleFlight
-from flask_atm.grants.stores import MemoryStore
-from flask_atm.grants.stores.paired import leaving_tombstones
-from flask_atm.grants.stores.session import SessionStore
-from flask_atm.grants.user_tokens import UserTokens
-from flask_atm.grants.vault import Vault
-from flask_atm.oauth.back_channel import BackChannel
-from flask_atm.oauth.client_auth import BY_METHOD
-from flask_atm.oauth.id_token_checks import IDTokenChecks
-from flask_atm.oauth.metadata import MetadataCache, ServerLocation
-from flask_atm.oauth.token_endpoint import Endpoints, TokenEndpoint
-from flask_atm.protocols import AtomicGrantStore, Clock, Customizer, GrantStore
-from flask_atm.tokens import Login, TokenParameters
+from flask_atm.grants.single_flight import ProcessLock
+from flask_atm.parts import Parts, Provider, issuer_of
+from flask_atm.protocols import Customizer
+from flask_atm.tokens import Login
 
 __all__ = ["STATE_KEY", "Hooks", "Provider", "State", "current_state"]
 
-log = logging.getLogger("flask_atm")
-
 STATE_KEY: Final = "atm.state"
-_STORE_ID: Final = "store id"
-#: The end of the year 9999: a record that does not end.
-_NEVER: Final = 253402300799.0
 _T = TypeVar("_T")
 
 
@@ -68,48 +38,12 @@ class Hooks:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Provider:
-    """One provider, ready for use.
+class State(Parts):
+    """All that belongs to one application, by name. Thread-safe and fork-safe."""
 
-    :param tokens: the grants of its users.
-    :param client_tokens: the application's own tokens, got with this registration.
-    """
-
-    config: ProviderConfig
-    location: ServerLocation
-    endpoint: TokenEndpoint
-    id_tokens: IDTokenChecks
-    tokens: UserTokens
-    client_tokens: ClientTokens
-
-    @property
-    def name(self) -> str:
-        """Its name in the configuration."""
-        return self.config.name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class State:
-    """All that belongs to one application. Thread-safe and fork-safe.
-
-    :param store: the atomic store, which decides about everything.
-    :param plain: where copies of grants are beside it.
-    :param checkpoint: called at the points where tests stop the refresh engine.
-    """
-
-    app: Flask = field(repr=False)
-    config: Config
-    clock: Clock
-    ring: KeyRing
-    store: AtomicGrantStore
-    plain: GrantStore | None = None
-    back_channel: BackChannel
-    metadata: MetadataCache
+    hooks: Hooks
     connections: Connections
     api_connections: dict[str, Connections] = field(default_factory=dict)
-    parameters: EngineParameters
-    hooks: Hooks
-    checkpoint: Callable[[str], None] = lambda point: None
     #: When something was last said that is not to be said all the time, by ``time.monotonic()``.
     complaints: dict[str, float] = field(default_factory=dict)
     #: The providers whose outboxes a thread drains, by process: whether it has to look again.
@@ -117,8 +51,6 @@ class State:
     drains_lock: ProcessLock = field(default_factory=ProcessLock, repr=False)
     _providers: dict[str, Provider] = field(default_factory=dict)
     _clients: dict[str, ClientTokens] = field(default_factory=dict)
-    _breakers: dict[tuple[str, str], Breaker] = field(default_factory=dict)
-    _alone: MemoryStore = field(default_factory=MemoryStore)
 
     # -- names
 
@@ -153,11 +85,11 @@ class State:
             if loaded is None:
                 raise _unknown("provider", name, self.config.providers, "ATM_PROVIDERS")
             config = provider_from(name, loaded, self.config)
-        return self._providers.setdefault(name, self._make_provider(config))
+        return self._providers.setdefault(name, self.make_provider(config))
 
     def sign_ins_like(self, provider: Provider) -> list[Provider]:
         """Give the providers that sign users in with the same registration as this one."""
-        wanted = (_issuer(provider.config), provider.config.client_id)
+        wanted = (issuer_of(provider.config), provider.config.client_id)
         known = {
             **self.config.providers,
             **{one.name: one.config for one in self._providers.values()},
@@ -165,7 +97,7 @@ class State:
         return [
             self.provider(name)
             for name, config in known.items()
-            if config.sign_in and (_issuer(config), config.client_id) == wanted
+            if config.sign_in and (issuer_of(config), config.client_id) == wanted
         ]
 
     def client(self, name: str) -> ClientTokens:
@@ -182,217 +114,15 @@ class State:
             if loaded is None:
                 raise _unknown("client", name, self.config.clients, "ATM_CLIENTS")
             config = client_from(name, loaded, self.config)
-        return self._clients.setdefault(name, self._make_client(config))
+        if config.needs_provider and config.provider is not None:
+            config = config.at(self.provider(config.provider).config)
+        return self._clients.setdefault(name, self.make_client(config))
 
     def _load(
         self, loader: Callable[[str], Mapping[str, Any] | None] | None, name: str
     ) -> Mapping[str, Any] | None:
         # What fails is not remembered: the next call asks again.
         return None if loader is None else loader(name)
-
-    # -- the identity of the store
-
-    def store_id(self) -> str:
-        """Give the random name that was made with the store: tells two stores apart."""
-        while True:
-            stored = self.store.read(_STORE_ID)
-            if stored is not None:
-                return stored.sealed.decode()
-            self.store.create(_STORE_ID, secrets.token_urlsafe(6).encode(), ends_at=_NEVER)
-
-    # -- parts
-
-    def _make_provider(self, config: ProviderConfig) -> Provider:
-        location = _location(config)
-        endpoint = self._endpoint(config, location)
-        id_tokens = IDTokenChecks(
-            metadata=self.metadata,
-            location=location,
-            client_id=config.client_id,
-            algorithms=config.id_token.algorithms,
-            clock_skew=config.id_token.clock_skew,
-            clock=self.clock,
-        )
-        issuer = _issuer(config)
-        marks = self._marks(issuer, config.client_id) if config.sign_in else None
-        # Of several resources a server picks none, or refuses: each caller names its own.
-        settings = _settings(config if len(config.resource) == 1 else replace(config, resource=()))
-        vault = self._vault(
-            config.name,
-            lambda grant: grant.issuer == issuer and grant.client_id == config.client_id,
-            copied=slot_key(settings),
-            marks=marks,
-        )
-        tokens = UserTokens(
-            name=config.name,
-            issuer=issuer,
-            client_id=config.client_id,
-            endpoint=endpoint,
-            id_tokens=id_tokens,
-            engine=self._engine(config.name, config.client_id, issuer, vault),
-            vault=vault,
-            ring=self.ring,
-            clock=self.clock,
-            settings=settings,
-            resources=config.resource,
-            keep_claims=config.userinfo,
-            leeway=self.config.user_token_leeway,
-            lifetime=self.config.grant_lifetime,
-            notify=lambda grant_id, event: self._notify(config, grant_id, event),
-            marks=marks,
-            idle=self._idle(vault),
-            revoke=config.revoke_on_logout,
-        )
-        own = replace(
-            config, scope=config.client_token_scope, resource=config.client_token_resource
-        )
-        return Provider(
-            config=config,
-            location=location,
-            endpoint=endpoint,
-            id_tokens=id_tokens,
-            tokens=tokens,
-            client_tokens=self._client_tokens(f"provider:{config.name}", own, endpoint),
-        )
-
-    def _marks(self, issuer: str, client_id: str) -> LogoutMarks:
-        return LogoutMarks(store=self.store, ring=self.ring, issuer=issuer, client_id=client_id)
-
-    def _is_idle(self, grant: Grant) -> bool:
-        """Tell whether nobody has used a grant for too long, by what is inside a copy of it."""
-        timeout = self.config.grant_idle_timeout
-        return timeout is not None and self.clock() - last_use(grant) >= timeout
-
-    def _idle(self, vault: Vault) -> Idle | None:
-        timeout = self.config.grant_idle_timeout
-        return None if timeout is None else Idle(timeout=timeout, write=vault.replace)
-
-    def _make_client(self, config: ClientConfig) -> ClientTokens:
-        if config.needs_provider and config.provider is not None:
-            config = config.at(self.provider(config.provider).config)
-        endpoint = self._endpoint(config, _location(config))
-        return self._client_tokens(f"client:{config.name}", config, endpoint)
-
-    def _client_tokens(
-        self, label: str, config: Registration, endpoint: TokenEndpoint
-    ) -> ClientTokens:
-        issuer = _issuer(config)
-        shared = self._vault(label, lambda grant: True)
-        alone = Vault(
-            self._alone,
-            self.ring,
-            provider=label,
-            parameters=self.parameters,
-            is_ours=lambda grant: True,
-        )
-        return ClientTokens(
-            name=label,
-            issuer=issuer,
-            client_id=config.client_id,
-            auth_method=config.client_auth,
-            endpoint=endpoint,
-            engine=self._engine(label, config.client_id, issuer, shared),
-            alone=self._engine(label, config.client_id, issuer, alone),
-            ring=self.ring,
-            clock=self.clock,
-            settings=_settings(config).merge(TokenParameters.of(scope=config.scope or None)),
-            leeway=self.config.client_token_leeway,
-            local_lifetime=self.config.client_token_local_lifetime,
-        )
-
-    def _vault(
-        self,
-        name: str,
-        is_ours: Callable[[Grant], bool],
-        *,
-        copied: str | None = None,
-        marks: LogoutMarks | None = None,
-    ) -> Vault:
-        """Make a vault.
-
-        :param copied: the slot of the sign-in, of grants that a plain store has copies of.
-        :param marks: what the provider has ended lately.
-        """
-        store, copies = self.store, None
-        if copied is not None and self.plain is not None:
-            store, pair = leaving_tombstones(self.store), PairName(self.store_id)
-            in_cookie = isinstance(self.plain, SessionStore)
-            copies = Copies(
-                self.plain.of(pair) if isinstance(self.plain, SessionStore) else self.plain,
-                store,
-                self.ring,
-                provider=name,
-                pair=pair,
-                clock=self.clock,
-                is_ours=lambda grant: is_ours(grant) and not self._is_idle(grant),
-                trim=partial(for_cookie, slot=copied) if in_cookie else lambda grant: grant,
-                forbid=lambda grant: marks is not None and marks.forbid(grant),
-            )
-        return Vault(
-            store,
-            self.ring,
-            provider=name,
-            parameters=self.parameters,
-            is_ours=is_ours,
-            copies=copies,
-        )
-
-    def _engine(self, name: str, client_id: str, issuer: str, vault: Vault) -> Engine:
-        parameters = self.parameters
-        breaker = self._breakers.setdefault((issuer, client_id), Breaker(name, parameters))
-        refusals = Refusals(parameters.slot_pause)
-        refresher = Refresher(
-            vault,
-            parameters=parameters,
-            breaker=breaker,
-            refusals=refusals,
-            place=self._place,
-            checkpoint=self.checkpoint,
-        )
-        return Engine(
-            name=name,
-            vault=vault,
-            refresher=refresher,
-            flights=SingleFlight(),
-            breaker=breaker,
-            refusals=refusals,
-            parameters=parameters,
-        )
-
-    def _place(self, deadline: float) -> AbstractContextManager[bool]:
-        return self.back_channel.place(deadline)
-
-    def _endpoint(self, config: Registration, location: ServerLocation) -> TokenEndpoint:
-        return TokenEndpoint(
-            self.back_channel,
-            name=config.name,
-            client_id=config.client_id,
-            auth=BY_METHOD[config.client_auth](config.client_id, config.client_secret),
-            resolve=lambda: self._endpoints(location),
-            timeout=self.config.token_timeout,
-        )
-
-    def _endpoints(self, location: ServerLocation) -> Endpoints:
-        metadata = self.metadata.get(location)
-        if metadata.token_endpoint is None:
-            raise ProtocolError(
-                f"the metadata of {location.name!r} name no token endpoint: set ATM_TOKEN_ENDPOINT"
-            )
-        return Endpoints(
-            issuer=metadata.issuer,
-            token_endpoint=metadata.token_endpoint,
-            revocation_endpoint=metadata.revocation_endpoint,
-        )
-
-    def breakers(self) -> Mapping[tuple[str, str], Breaker]:
-        """Give what this process remembers of the token endpoints, by issuer and client id."""
-        return self._breakers
-
-    def _notify(self, provider: ProviderConfig, grant_id: str, event: Event) -> None:
-        if event.name == "user_logged_out" and not provider.sign_in:
-            return  # a connected account signs nobody in
-        signal = getattr(signals, event.name)
-        signal.send(self.app, provider=provider.name, grant_id=grant_id, **event.details)
 
 
 def current_state() -> State:
@@ -409,29 +139,3 @@ def current_state() -> State:
 def _unknown(kind: str, name: str, known: Mapping[str, _T], key: str) -> ConfigurationError:
     names = ", ".join(sorted(known)) or "none"
     return ConfigurationError(f"there is no {kind} called {name!r} in {key}; known: {names}")
-
-
-def _only(resources: tuple[str, ...]) -> tuple[str, ...]:
-    return resources if len(resources) == 1 else ()
-
-
-def _location(config: Registration) -> ServerLocation:
-    return ServerLocation(
-        name=config.name,
-        issuer=config.issuer,
-        metadata_url=config.metadata_url,
-        endpoints=config.endpoints,
-    )
-
-
-def _issuer(config: Registration) -> str:
-    return config.issuer or config.token_endpoint or ""
-
-
-def _settings(config: Registration) -> TokenParameters:
-    """Give the parameters that every token request of a registration carries."""
-    return TokenParameters.of(
-        resource=config.resource or None,
-        audience=config.audience,
-        extra=config.token_params,
-    )

@@ -662,6 +662,19 @@ def test_limits_are_in_the_short_form_too() -> None:
 # -- testing
 
 
+def pass_in(folder: Path, number: str) -> None:
+    """Run the tests in a folder: so many pass, and no other."""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(rf"^{number} passed", run.stdout, flags=re.MULTILINE), run.stdout
+
+
 def files_of_a_test_suite() -> Iterator[tuple[str, str]]:
     for block in blocks("python"):
         if block.name.startswith("testing-"):
@@ -675,44 +688,20 @@ def test_test_suite_of_a_reader_passes(tmp_path: Path) -> None:
     for name, text in files_of_a_test_suite():
         (tmp_path / name).write_text(text, "utf-8")
         tests += text.count("\ndef test_")
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(rf"^{tests} passed", run.stdout, flags=re.MULTILINE), run.stdout
+    pass_in(tmp_path, str(tests))
 
 
 @shows("contract-store")
 def test_store_of_a_reader_passes_the_contract(tmp_path: Path) -> None:
     (tmp_path / "test_store.py").write_text(example("contract-store").text, "utf-8")
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"^\d\d passed", run.stdout, flags=re.MULTILINE), run.stdout
+    pass_in(tmp_path, r"\d\d")
 
 
 @shows("stores-own", "stores-own-test")
 def test_plain_store_of_a_reader_passes_the_contract(tmp_path: Path) -> None:
     (tmp_path / "myapp.py").write_text(example("stores-own").text, "utf-8")
     (tmp_path / "test_store.py").write_text(example("stores-own-test").text, "utf-8")
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "."],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"^\d\d passed", run.stdout, flags=re.MULTILINE), run.stdout
+    pass_in(tmp_path, r"\d\d")
 
 
 @shows("stores-session", "stores-cache-settings")

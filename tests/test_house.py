@@ -106,6 +106,7 @@ ROOMS = """
         calls.origins
         calls.token_auth
         authorized_session
+        parts
         state
         meaning
         globals

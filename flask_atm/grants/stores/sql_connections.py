@@ -198,12 +198,13 @@ class Connections:
         thread.shutdown(wait=False)
         try:
             connection = connecting.result(timeout)
-        except BaseException as error:
-            connecting.add_done_callback(_close_late)  # also where this thread is told to end
-            if not isinstance(error, TooLate):
-                raise
+        except TooLate:
+            connecting.add_done_callback(_close_late)
             late = f"no connection within {timeout:.1f} s"
             raise dialect.loaded_dbapi.OperationalError(late) from None
+        except BaseException:
+            connecting.add_done_callback(_close_late)  # this thread was told to end, say
+            raise
         self._watch(connection)
         return connection
 
