@@ -178,7 +178,8 @@ def drain_behind(state: State, provider: Provider) -> None:
     try:
         _thread(_drain_while_wanted, state, provider, place).start()
     except RuntimeError as error:
-        state.drains.pop(place, None)
+        with state.drains_lock:
+            state.drains.pop(place, None)
         log.warning("no thread can be started for revocations at %r: %s", provider.name, error)
 
 
@@ -192,7 +193,8 @@ def _drain_while_wanted(state: State, provider: Provider, place: tuple[int, str]
             _drain(state.app, provider, (), AS_CONFIGURED, _BEHIND)
     except BaseException:
         # A bug in a hook, say: the next sign-out starts another thread.
-        state.drains.pop(place, None)
+        with state.drains_lock:
+            state.drains.pop(place, None)
         raise
 
 
@@ -216,6 +218,6 @@ def _drain(
     try:
         # A secret that is a callable may need the application.
         with app.app_context():
-            provider.tokens.drain(due=due, parameters=parameters, limit=limit)
+            provider.tokens.outbox.drain(due=due, parameters=parameters, limit=limit)
     except ATMError as error:
         log.warning("revocations at %r stay in the outbox: %s", provider.name, error)

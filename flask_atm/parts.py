@@ -20,6 +20,7 @@ from flask_atm.grants.copy_seal import for_cookie
 from flask_atm.grants.engine import Engine
 from flask_atm.grants.idle import Idle, last_use
 from flask_atm.grants.logout_marks import LogoutMarks
+from flask_atm.grants.outbox import Outbox
 from flask_atm.grants.parameters import EngineParameters
 from flask_atm.grants.record import Grant, slot_key
 from flask_atm.grants.refresh import Event, Refresher
@@ -136,6 +137,14 @@ class Parts:
             copied=slot_key(settings),
             marks=marks,
         )
+        outbox = Outbox(
+            name=config.name,
+            issuer=issuer,
+            client_id=config.client_id,
+            endpoint=endpoint,
+            vault=vault,
+            ring=self.ring,
+        )
         return UserTokens(
             name=config.name,
             issuer=issuer,
@@ -152,6 +161,7 @@ class Parts:
             leeway=self.config.user_token_leeway,
             lifetime=self.config.grant_lifetime,
             notify=lambda grant_id, event: self._notify(config, grant_id, event),
+            outbox=outbox,
             marks=marks,
             idle=self._idle(vault),
             revoke=config.revoke_on_logout,

@@ -175,7 +175,7 @@ def live(site: Site, place: Place) -> Told:
     # One signs out and does not come back from the provider: what is to be revoked waits.
     assert browsers[0].post("/oidc/logout", headers=HERE).status_code == 303
     assert tokens.end(told.grant_ids[1]) is not None
-    outbox = site.state.store.find(tokens._outbox)
+    outbox = site.state.store.find(tokens.outbox.entries[0])
     assert set(outbox) == {record_key(one) for one in told.grant_ids[:2]}
     told.dumps.append(place.dump())
     return told
@@ -252,7 +252,7 @@ def test_d10_with_other_keys_the_same_data_are_nobodys(
     tokens = thief.state.provider().tokens
     assert [tokens.open(grant_id) for grant_id in told.grant_ids] == [None, None, None]
     assert len(thief.state.store.scan("", 99)) >= 4
-    assert tokens.drain() == 0
+    assert tokens.outbox.drain().revoked == 0
     thief.state.store.close()  # type: ignore[attr-defined]
 
 

@@ -85,6 +85,7 @@ ROOMS = """
         grants.stores
         grants.refresh
         grants.engine
+        grants.outbox
         grants.user_tokens
         grants.mass_ending
         grants.rotation

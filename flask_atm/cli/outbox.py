@@ -6,8 +6,7 @@ from typing import Final
 
 from flask_atm.cli.output import line, note
 from flask_atm.errors import ATMError
-from flask_atm.grants import indexes
-from flask_atm.grants.user_tokens import Drained as OutboxDrained
+from flask_atm.grants.outbox import Drained as OutboxDrained
 from flask_atm.state import Provider, State
 
 __all__ = ["Drained", "drain"]
@@ -52,16 +51,12 @@ def _batches(provider: Provider, batch: int) -> Iterator[OutboxDrained]:
     """Drain the outbox of a provider, until nothing more is revoked or it does not answer."""
     more = True
     while more:
-        done = provider.tokens.drain_once(limit=batch)
+        done = provider.tokens.outbox.drain(limit=batch)
         yield done
         more = done.answered and done.revoked > 0
 
 
 def _waiting(state: State, providers: Iterable[Provider]) -> int:
     # Providers with one registration have one outbox.
-    outboxes = {
-        entry
-        for provider in providers
-        for entry in indexes.outboxes(state.ring, provider.tokens.issuer, provider.tokens.client_id)
-    }
+    outboxes = {entry for provider in providers for entry in provider.tokens.outbox.entries}
     return sum(len(state.store.find(entry, _COUNTED)) for entry in outboxes)

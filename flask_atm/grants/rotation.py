@@ -142,7 +142,7 @@ class Rotation:
 
     def _outbox(self, tokens: UserTokens) -> int:
         """Seal the outbox of a provider anew; tell how many entries that were."""
-        first, *older = indexes.outboxes(self.ring, tokens.issuer, tokens.client_id)
+        first, *older = tokens.outbox.entries
         done, stayed = 0, set[str]()
         for entry in older:
             while found := [

@@ -1,8 +1,6 @@
 """The tokens of users: a grant per sign-in, from its first token response to its revocation."""
 
-import logging
-import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -13,25 +11,20 @@ from flask_atm.grants.copy_seal import has_id_tokens
 from flask_atm.grants.engine import Engine
 from flask_atm.grants.idle import Idle
 from flask_atm.grants.logout_marks import LogoutMarks
+from flask_atm.grants.outbox import Outbox
 from flask_atm.grants.record import Grant, Slot, Snapshot, Want, slot_key, token_request
 from flask_atm.grants.refresh import Event, Exchange
-from flask_atm.grants.seal import KeyRing, Unreadable
+from flask_atm.grants.seal import KeyRing
 from flask_atm.grants.vault import Vault, new_grant_id, record_key
 from flask_atm.oauth.id_token import instant
 from flask_atm.oauth.token_endpoint import TokenEndpoint
 from flask_atm.protocols import Clock, Doomed
-from flask_atm.tokens import AS_CONFIGURED, AccessToken, Login, TokenParameters, UserToken
+from flask_atm.tokens import AccessToken, Login, TokenParameters, UserToken
 
-__all__ = ["Drained", "EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
-
-log = logging.getLogger("flask_atm.user_tokens")
+__all__ = ["EndedGrant", "IDTokens", "NewGrant", "UserTokenSource", "UserTokens"]
 
 #: Servers leave these out of what they say they granted, or rename them; nobody is refused for it.
 _UNCERTAIN: Final = frozenset({"openid", "profile", "email", "offline_access"})
-_OUTBOX: Final = indexes.OUTBOX
-#: Of so many entries of the outbox, so many are looked at in one go.
-_FOUND: Final = 10_000
-_LOOKED_AT: Final = 100
 
 
 class IDTokens(Protocol):
@@ -75,18 +68,6 @@ class EndedGrant:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Drained:
-    """What became of the outbox.
-
-    :param revoked: how many tokens were revoked.
-    :param answered: ``False``: the server did not, so it is of no use to go on now.
-    """
-
-    revoked: int
-    answered: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class UserTokens:
     """The grants of one provider. Thread-safe and fork-safe.
 
@@ -98,6 +79,7 @@ class UserTokens:
     :param leeway: seconds before the expiry from which on a token is renewed.
     :param lifetime: seconds until the absolute end of a grant.
     :param notify: told of every event, with the grant id; no lock and no lease is held then.
+    :param outbox: where the refresh tokens of grants that have ended wait for their revocation.
     :param marks: what the provider has ended lately; ``None``: it ends none of these grants.
     :param idle: ends grants that nobody uses.
     :param revoke: whether the refresh tokens of grants that end by themselves are to be revoked.
@@ -118,6 +100,7 @@ class UserTokens:
     leeway: float
     lifetime: float
     notify: Callable[[str, Event], None]
+    outbox: Outbox
     marks: LogoutMarks | None = None
     idle: Idle | None = None
     revoke: bool = True
@@ -373,11 +356,11 @@ class UserTokens:
         :param as_read: only if it is as it was read: the tokens of a refresh that is done
             meanwhile would stay unrevoked.
         """
-        keep = self._outbox_entry(snapshot, revoke_after) if revoke else None
+        keep = self.outbox.sealed(snapshot, wait=revoke_after) if revoke else None
         return Doomed(
             key=snapshot.key,
             keep=keep,
-            index=() if keep is None else (self._outbox,),
+            index=() if keep is None else self.outbox.entries[:1],
             expected_version=snapshot.control.version if as_read else None,
             ends_at=snapshot.control.ends_at,
         )
@@ -391,114 +374,6 @@ class UserTokens:
             subject=grant.subject,
             id_token=grant.id_token.reveal() if grant.id_token else None,
         )
-
-    @property
-    def _outbox(self) -> str:
-        return self._outboxes[0]
-
-    @property
-    def _outboxes(self) -> list[str]:
-        """Those of the former keys of the ring too."""
-        return indexes.outboxes(self.ring, self.issuer, self.client_id)
-
-    def _outbox_entry(self, snapshot: Snapshot, wait: float) -> bytes | None:
-        """Seal what is still to be revoked."""
-        grant = snapshot.grant
-        if grant.refresh_token is None or snapshot.is_dead:
-            return None
-        entry = {
-            "refresh_token": grant.refresh_token.reveal(),
-            "subject": grant.subject,
-            "session_id": grant.session_id,
-            "signed_in_at": grant.signed_in_at,
-            "not_before": snapshot.now + wait,
-        }
-        return self.ring.seal_json(entry, purpose=_OUTBOX, record=snapshot.key, bound=self.name)
-
-    def drain(
-        self,
-        *,
-        due: Collection[str] = (),
-        parameters: TokenParameters = AS_CONFIGURED,
-        limit: int = 10,
-    ) -> int:
-        """Revoke what the outbox holds; stop at the first revocation that has to be repeated.
-
-        :param due: keys of ended grants that are not to wait any longer.
-        :param parameters: of the revocation of these.
-        :returns: how many were revoked.
-        """
-        return self.drain_once(due=due, parameters=parameters, limit=limit).revoked
-
-    def drain_once(
-        self,
-        *,
-        due: Collection[str] = (),
-        parameters: TokenParameters = AS_CONFIGURED,
-        limit: int = 10,
-    ) -> Drained:
-        """Do :meth:`drain`, and tell whether the server answered, too."""
-        done = 0
-        found = {key for outbox in self._outboxes for key in self.vault.store.find(outbox, _FOUND)}
-        # Those that have to wait, for as long as a newer sign-in lives, must not hide the others.
-        waiting = list(found.difference(due))
-        some = random.sample(waiting, min(len(waiting), _LOOKED_AT))
-        for key in [*found.intersection(due), *some]:
-            if done >= limit:
-                break
-            outcome = self._revoke_entry(key, parameters if key in due else None)
-            if outcome is None:
-                return Drained(revoked=done, answered=False)
-            done += outcome
-        return Drained(revoked=done, answered=True)
-
-    def _revoke_entry(self, key: str, due: TokenParameters | None) -> bool | None:
-        """Revoke one entry; ``False``: not yet; ``None``: the server did not answer."""
-        stored = self.vault.store.read(key)
-        if stored is None or not stored.control.tombstone:
-            return False
-        try:
-            entry = self.ring.open_json(stored.sealed, purpose=_OUTBOX, record=key, bound=self.name)
-        except Unreadable as error:
-            log.warning("an entry of the outbox cannot be read (%s): it is kept", error)
-            return False
-        waits = entry["not_before"] > stored.now and due is None
-        if waits or self._has_newer(entry["session_id"], entry["subject"], entry["signed_in_at"]):
-            return False
-        parameters = due or AS_CONFIGURED
-        if not self.endpoint.revoke(
-            entry["refresh_token"],
-            token_type_hint="refresh_token",
-            extra=parameters.extra,
-            client_assertion=parameters.client_assertion,
-        ):
-            return None
-        self.vault.store.delete(key)
-        return True
-
-    def _has_newer(self, session_id: str | None, subject: str, signed_in_at: float) -> bool:
-        """Tell whether a newer grant shares the server's session, which revoking would end."""
-        entry = ("sid", session_id) if session_id else ("sub", subject)
-        for index in self.entries(*entry):
-            for key in self.vault.store.find(index):
-                snapshot = self.vault.read_stored(key)
-                # One that the server has ended is none, and may be the very one that this is about.
-                alive = snapshot is not None and not snapshot.is_dead
-                if snapshot and alive and snapshot.grant.signed_in_at >= signed_in_at:
-                    return True
-        return False
-
-    def revoke_unused(self, grant: Grant, tokens: Tokens) -> None:
-        """Revoke what came for a grant that had ended, unless a newer one would suffer."""
-        token = tokens.refresh_token or tokens.access_token
-        if token is None:
-            return
-        if tokens.refresh_token and self._has_newer(
-            grant.session_id, grant.subject, grant.signed_in_at
-        ):
-            return
-        hint = "refresh_token" if tokens.refresh_token else "access_token"
-        self.endpoint.revoke(token.reveal(), token_type_hint=hint)
 
 
 def _short(scope: str) -> str:
@@ -567,7 +442,7 @@ class _Refresh:
         return {**kept, **claims}
 
     def revoke(self, grant: Grant, tokens: Tokens) -> None:
-        self.owner.revoke_unused(grant, tokens)
+        self.owner.outbox.revoke_unused(grant, tokens)
 
     def notify(self, event: Event) -> None:
         self.owner.notify(self.grant_id, event)

@@ -457,7 +457,7 @@ def test_an_end_leaves_a_tombstone_also_after_the_outbox_was_drained(
     copy = plain.kept[key]
     tokens = world.state.provider().tokens
     assert tokens.end(grant_id) is not None
-    assert tokens.drain(due=[key]) == refresh_token
+    assert tokens.outbox.drain(due=[key]).revoked == refresh_token
     plain.kept[key] = copy
     assert tokens.open(grant_id) is None
     assert key not in plain.kept
@@ -465,7 +465,7 @@ def test_an_end_leaves_a_tombstone_also_after_the_outbox_was_drained(
     assert stored is not None
     assert stored.control.tombstone
     assert stored.sealed == b""
-    assert tokens.drain(due=[key]) == 0
+    assert tokens.outbox.drain(due=[key]).revoked == 0
     assert tokens.end(grant_id) is None
 
 
@@ -477,7 +477,7 @@ def test_without_copies_nothing_is_left(server: RotatingTokenServer, clock: Fake
     world = World(state=state, store=store, stops=Stops())
     grant_id = world.sign_in(server.issue("alice"))
     state.provider().tokens.end(grant_id)
-    state.provider().tokens.drain(due=[record_key(grant_id)])
+    state.provider().tokens.outbox.drain(due=[record_key(grant_id)])
     assert store.store.read(record_key(grant_id)) is None
 
 

@@ -82,7 +82,7 @@ def test_i9_its_refresh_token_is_revoked(
     grant_id = world.sign_in(tokens(**LONG))
     clock.advance(IDLE)
     assert not is_open(world, grant_id)
-    assert world.state.provider().tokens.drain() == 1
+    assert world.state.provider().tokens.outbox.drain().revoked == 1
     (sent,) = [one for one in server.requests if one.path == "/revoke"]
     assert sent.parameter("token") == "refresh-0"
 
@@ -94,7 +94,7 @@ def test_i9_refresh_tokens_stay_where_they_are_not_to_be_revoked(
     grant_id = world.sign_in(tokens(**LONG))
     clock.advance(IDLE)
     assert not is_open(world, grant_id)
-    assert world.state.provider().tokens.drain() == 0
+    assert world.state.provider().tokens.outbox.drain().revoked == 0
 
 
 def test_i9_every_use_counts(world: World, clock: FakeClock) -> None:

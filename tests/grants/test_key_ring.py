@@ -175,7 +175,7 @@ def test_j5_rotate_seals_and_indexes_everything_with_the_first_key(site: Site) -
     assert found(new, "bob") == [record_key(grants[1])]
     by_session = new.state.provider().tokens.entries("sid", "s1")
     assert new.store.find(by_session[0]) == [record_key(grants[0])]
-    assert new.state.provider().tokens.drain() == 1
+    assert new.state.provider().tokens.outbox.drain().revoked == 1
     assert len(site.server.revocations) == 1
 
 
@@ -208,7 +208,7 @@ def test_j5_what_is_revoked_meanwhile_is_not_put_into_the_outbox_again(
     assert rotate(both).outbox == 0
     stored = site.store.read(key)
     assert (None if stored is None else stored.sealed) == left
-    assert both.state.provider().tokens.drain() == 0
+    assert both.state.provider().tokens.outbox.drain().revoked == 0
 
 
 def test_j5_an_entry_of_the_outbox_that_does_not_open_stays_and_is_counted_as_left(
@@ -324,11 +324,11 @@ def test_j5_what_is_revoked_meanwhile_is_not_brought_back(site: Site) -> None:
 
     def drain() -> None:
         del both.store.before["delete"]
-        assert old.state.provider().tokens.drain() == 1
+        assert old.state.provider().tokens.outbox.drain().revoked == 1
 
     both.store.before["delete"] = drain
     rotate(both)
-    assert site.ring(B).state.provider().tokens.drain() == 0
+    assert site.ring(B).state.provider().tokens.outbox.drain().revoked == 0
     assert len(site.server.revocations) == 1
 
 

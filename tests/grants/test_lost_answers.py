@@ -458,7 +458,7 @@ def test_i1_a_sign_out_during_a_refresh_wins(
     if point not in ("begin",):
         # What came too late is revoked at once, the old one by the outbox.
         assert server.revocations == ([grant.refresh_token] if refreshes(server) else [])
-    tokens.drain()
+    tokens.outbox.drain()
     assert grant.dead
     assert response["refresh_token"] in server.revocations
 
@@ -472,7 +472,7 @@ def test_i1_a_second_sign_out_does_not_forget_what_is_to_be_revoked(
     assert tokens.end(grant_id) is not None
     assert tokens.end(grant_id) is None
     assert tokens.end(grant_id, revoke=False) is None
-    assert tokens.drain() == 1
+    assert tokens.outbox.drain().revoked == 1
     assert server.revocations == [response["refresh_token"]]
     assert tokens.end(grant_id) is None
 
@@ -492,7 +492,7 @@ def test_i1_a_refresh_that_ends_between_read_and_delete_is_revoked_too(
     tokens = world.state.provider().tokens
     assert tokens.end(grant_id) is not None
     assert found
-    tokens.drain()
+    tokens.outbox.drain()
     (grant,) = server.grants.values()
     assert server.revocations == [grant.refresh_token]
     with pytest.raises(LoginRequired):
@@ -604,7 +604,7 @@ def test_a24_records_of_another_issuer_or_client_are_no_records(
             with pytest.raises(LoginRequired) as raised:
                 other.get(grant_id)
             assert raised.value.reason == "ended"
-            assert tokens.drain() == 0
+            assert tokens.outbox.drain().revoked == 0
         assert (elsewhere.token_requests, elsewhere.revocations) == ([], [])
     assert refreshes(server) == []
     # Pointed back, it is there again.

@@ -272,7 +272,7 @@ def test_j1_sqlalchemy_shows_no_secret_whatever_it_logs(
         grant_id = world.sign_in(response, sub="alice-sub", email="alice@example.com", sid="sid-7")
         renewed = world.get(grant_id, force_renewal=True).value
         world.state.provider().tokens.end(grant_id)
-        world.state.provider().tokens.drain()
+        world.state.provider().tokens.outbox.drain()
     finally:
         logging.getLogger("sqlalchemy").setLevel(logging.NOTSET)
     assert all(word in caplog.text for word in ("INSERT INTO", "UPDATE", "DELETE FROM", "Row ("))

@@ -252,7 +252,7 @@ def test_refresh_tokens_stay_where_they_are_not_to_be_revoked(oidc: OIDCServer) 
     assert send(site, logout_token(site)).status_code == 200
     assert client.get("/who").text == "nobody"
     with site.app.app_context():
-        site.state.provider().tokens.drain()
+        site.state.provider().tokens.outbox.drain()
     assert oidc.requests_to("revocation") == []
 
 
@@ -472,7 +472,7 @@ def test_i5_a_grant_created_meanwhile_is_refused(oidc: OIDCServer) -> None:
     assert "logged_out" in response.text
     assert client.get("/who").text == "nobody"
     with site.app.app_context():
-        site.state.provider().tokens.drain()
+        site.state.provider().tokens.outbox.drain()
     assert len(oidc.requests_to("revocation")) == 1
 
 
@@ -562,7 +562,7 @@ def test_i6_a_copy_of_the_cookie_does_not_bring_it_back(
     if revoke:
         assert oidc.wait_requests(1, "revocation", ended=True) == 1
     with site.app.app_context():
-        site.state.provider().tokens.drain()
+        site.state.provider().tokens.outbox.drain()
     site.state.store.purge(100)
     browser = site.client()
     browser.set_cookie("session", before)
@@ -724,7 +724,8 @@ def test_i7_many_logouts_at_once_are_revoked_by_one_thread(oidc: OIDCServer) -> 
             return revoke(*args, **kwargs)
 
     provider = site.state.provider()
-    held = replace(provider, tokens=replace(tokens, endpoint=cast(Any, Holding())))
+    outbox = replace(tokens.outbox, endpoint=cast(Any, Holding()))
+    held = replace(provider, tokens=replace(tokens, outbox=outbox))
     site.state._providers["oidc"] = held
     for user in users:
         assert send(site, logout_token(site, {"sub": user, "jti": user})).status_code == 200

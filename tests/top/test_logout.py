@@ -220,7 +220,7 @@ def test_who_does_not_come_back_is_revoked_after_a_minute(oidc: OIDCServer) -> N
     for seconds, revoked in [(59, 0), (2, 1)]:
         clock.advance(seconds)
         with site.app.app_context():
-            site.state.provider("oidc").tokens.drain()
+            site.state.provider("oidc").tokens.outbox.drain()
         assert len(oidc.requests_to("revocation")) == revoked
 
 

@@ -175,7 +175,7 @@ def test_a_provider_that_is_away_keeps_nobody_from_signing_out(
     # What is to be revoked waits until the provider is back.
     oidc.listen()
     fake_clock.advance(100)
-    assert site.state.provider().tokens.drain() == 1
+    assert site.state.provider().tokens.outbox.drain().revoked == 1
     assert len(oidc.requests_to("revocation")) == 1
 
 
@@ -208,9 +208,9 @@ def test_an_entry_of_the_outbox_that_does_not_open_is_kept(
     oidc.reset()
     # The key that has sealed it is gone for a while.
     stranger = make_site(oidc, atm={"store": site.state.store}, SECRET_KEY="another " * 6)
-    assert stranger.state.provider().tokens.drain() == 0
+    assert stranger.state.provider().tokens.outbox.drain().revoked == 0
     assert oidc.requests_to("revocation") == []
-    assert site.state.provider().tokens.drain() == 1
+    assert site.state.provider().tokens.outbox.drain().revoked == 1
     assert len(oidc.requests_to("revocation")) == 1
 
 
