@@ -71,6 +71,16 @@ def test_nothing_that_is_skipped_or_expected_to_fail_is_named_as_a_proof() -> No
         assert not [mark for mark in marks if "xfail" in mark], f"{path}::{name} does not hold"
 
 
+def test_a_mark_stands_at_a_test() -> None:
+    """Anywhere else it does nothing."""
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                marks = [ast.unparse(one) for one in node.decorator_list]
+                is_test = node.name.lower().startswith("test")
+                assert is_test or not any("mark." in one for one in marks), f"{path}:{node.lineno}"
+
+
 def test_the_commands_are_environments_of_tox() -> None:
     tox = RawConfigParser()
     tox.read(TESTS.parent / "tox.ini")

@@ -334,7 +334,6 @@ def test_a_mark_that_nobody_can_read_keeps_nobody_out() -> None:
 # -- I5
 
 
-@pytest.mark.timed
 @dataclass(frozen=True, kw_only=True)
 class UseUntilRefused:
     """Use a token all the time, in one long context, until somebody ends the sign-in."""
@@ -370,6 +369,7 @@ class UseUntilRefused:
         return "ended", time.time()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", ["sqlite", "redis", "sql"])
 def test_i5_8_processes_refuse_within_1_second(
     kind: str, urls: Callable[[str], str], tmp_path: Path

@@ -20,9 +20,11 @@ __all__ = ["Program"]
 
 #: Waits for the end of its input, which is the end of the test process, even if that is killed;
 #: ends the process whose number is in ``pid``, and removes the folder.
-_JANITOR: Final = (
-    'cat >/dev/null; kill -"$1" "$(cat "$0/pid")" 2>/dev/null && sleep 0.3; rm -rf "$0"'
-)
+_JANITOR: Final = """
+cat >/dev/null
+pid=$(cat "$0/pid" 2>/dev/null) && kill -"$1" "$pid" && kill -CONT "$pid" && sleep 0.3
+rm -rf "$0"
+"""
 
 
 class Program(ABC):

@@ -98,7 +98,10 @@ class Connections:
             event.listen(self.engine, "connect", _prepare_mysql)
 
     def close(self) -> None:
-        """Close those that are idle, and each of the others once its step is done."""
+        """Close those that are idle, and each of the others once its step is done.
+
+        Who waits for a place at that moment may get it at the end of the connect time-out only.
+        """
         self._is_closed = True
         self.engine.pool.dispose()
 
