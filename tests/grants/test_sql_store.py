@@ -248,16 +248,53 @@ def test_a_batch_does_what_the_single_steps_do(batched: SQLStore) -> None:
     assert (batched.delete_many([]), batched.read_many([])) == ([], [])
 
 
-def test_a_thousand_grants_end_in_few_statements(batched: SQLStore) -> None:
+def test_a_batch_of_records_that_are_no_longer_as_they_were_read(batched: SQLStore) -> None:
+    """The caller says how they were, and is believed only where that is still so."""
+    example = MemoryStore()
+
+    def remove(store: SQLStore | MemoryStore) -> list[bool]:
+        graveyard(store)
+        keys = ("a0", "a1", "a2", "a3", "a5", "a7", "none")
+        versions = {"a3": 2, "a5": 1}  # tombstones: as it is, and as it was when it was alive
+        kept = {key: None if key == "a7" else key.encode() for key in keys}
+        read = dict(zip(keys, store.read_many(keys), strict=True))
+        ends = {key: one.control.ends_at for key, one in read.items() if one is not None}
+        return store.delete_many(
+            [
+                Doomed(
+                    key=key,
+                    keep=kept[key],
+                    index=["outbox"],
+                    expected_version=versions.get(key, 1),
+                    ends_at=ends.get(key, soon()),
+                )
+                for key in keys
+            ]
+        )
+
+    assert remove(batched) == remove(example) == [True, True, False, False, False, True, False]
+    assert what_is_left(batched) == what_is_left(example)
+
+
+@pytest.mark.parametrize(("was_read", "each"), [(True, 3), (False, 4)])
+def test_a_thousand_grants_end_in_few_statements(
+    batched: SQLStore, was_read: bool, each: int
+) -> None:
     keys = [f"{number:04}" for number in range(1000)]
     control = read_after(batched, keys)
     doomed = [
-        Doomed(key=key, keep=secrets.token_bytes(100), index=["outbox"], expected_version=1)
+        Doomed(
+            key=key,
+            keep=secrets.token_bytes(100),
+            index=["outbox"],
+            expected_version=1,
+            ends_at=soon() if was_read else None,
+        )
         for key in keys
     ]
     with statements(batched) as sent:
         assert batched.delete_many(doomed) == [True] * 1000
-    assert len(sent) == 5 * 4
+    assert len(sent) == 5 * each
     assert batched.find("outbox", 2000) == control(batched) == keys
     assert batched.find("user", 2000) == []
     assert batched.delete_many(doomed) == [False] * 1000

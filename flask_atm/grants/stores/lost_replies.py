@@ -1,7 +1,6 @@
 """What was written without a reply: where it is found in the record, it was done after all."""
 
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from flask_atm.grants.control import Control, Stored
 from flask_atm.grants.stores.rows import to_row
@@ -19,11 +18,11 @@ class Written(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._written: list[tuple[Mapping[str, Any] | None, T]] = []
+        self._written: list[tuple[Control | None, bytes, T]] = []
 
     def add(self, new: Control | None, sealed: bytes, *, answer: T) -> None:
         """Remember what is about to be written; ``None``: the record is about to be removed."""
-        self._written.append((None if new is None else to_row(new) | {"sealed": sealed}, answer))
+        self._written.append((new, sealed, answer))
 
     def drop(self) -> None:
         """Forget the last one: it was answered, and was not done."""
@@ -31,5 +30,11 @@ class Written(Generic[T]):
 
     def found_in(self, stored: Stored | None) -> list[T]:
         """Give the answers of what is in a record."""
-        there = None if stored is None else to_row(stored.control) | {"sealed": stored.sealed}
-        return [answer for new, answer in self._written if new == there]
+        if not self._written:
+            return []
+        there = None if stored is None else (to_row(stored.control), stored.sealed)
+        return [
+            answer
+            for new, sealed, answer in self._written
+            if (None if new is None else (to_row(new), sealed)) == there
+        ]

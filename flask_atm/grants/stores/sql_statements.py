@@ -189,7 +189,7 @@ class Statements:
             now.outerjoin(grants, lives)
         )
         whole = select(present.label("now"), key, *columns, grants.c.sealed)
-        alive = grants.c.ends_at > present
+        self._alive = alive = grants.c.ends_at > present
         self.read_many = whole.where(among, alive)
         self.scan = (
             whole.where(key > bindparam("after"), alive)
@@ -220,16 +220,24 @@ class Statements:
         after = {**_BURIED, "version": self.grants.c.version + 1, "sealed": sealed}
         return update(self.grants).where(which).values(after)
 
-    def bury(self, versions: Mapping[str, int], sealed: Mapping[str, bytes]) -> Command:
-        """Make tombstones of records, by key, that have these versions still."""
-        keys, key = list(versions), self.grants.c.record_key
+    def bury(self, found: Mapping[str, Control], sealed: Mapping[str, bytes]) -> Command:
+        """Make tombstones of records, by key, that are of this version and kind still."""
+        keys, key = list(found), self.grants.c.record_key
+        versions = {one: control.version for one, control in found.items()}
+        kinds = {one: int(control.tombstone) for one, control in found.items()}
         if self._takes_arrays:
             return self._bury_given, {
                 "all_record_key": keys,
-                "all_version": [versions[one] for one in keys],
+                "all_version": list(versions.values()),
+                "all_tombstone": list(kinds.values()),
                 "all_sealed": [sealed[one] for one in keys],
             }
-        fenced = and_(key.in_(keys), self.grants.c.version == case(versions, value=key))
+        fenced = and_(
+            key.in_(keys),
+            self.grants.c.version == case(versions, value=key),
+            self.grants.c.tombstone == case(kinds, value=key),
+            self._alive,
+        )
         return self._buried(fenced, case(sealed, value=key)), None
 
     def _of_index(self, grants: Table, entries: Table, clock: str, dialect: str) -> None:
@@ -264,9 +272,9 @@ class Statements:
         self.trim_entries = delete(entries).where(among, ended)
 
     def _of_arrays(self, grants: Table, entries: Table) -> None:
-        key, version = grants.c.record_key, grants.c.version
-        given = _given(key, version, grants.c.sealed)
-        fenced = and_(key == given.c.record_key, version == given.c.version)
+        same = (grants.c.record_key, grants.c.version, grants.c.tombstone)
+        given = _given(*same, grants.c.sealed)
+        fenced = and_(self._alive, *(one == given.c[one.name] for one in same))
         self._bury_given = self._buried(fenced, given.c.sealed)
         self._enter_given = self.enter.from_select(entries.c.keys(), select(_given(*entries.c)))
 

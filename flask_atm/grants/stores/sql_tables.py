@@ -23,6 +23,11 @@ def entry_row(entry: str, key: str, ends_at: float, *, tombstone: bool) -> dict[
     }
 
 
+def _stored(row: Any) -> Stored:
+    """Read a row; SQLAlchemy's own way to a dictionary takes five times as long."""
+    return from_row(dict(zip(row._fields, row, strict=True)))
+
+
 def _until_done(
     connection: Connection, statement: Executable, row: Mapping[str, Any] | None = None
 ) -> None:
@@ -50,17 +55,17 @@ class Tables:
         """Give a record that has not ended, and the clock of the database."""
         row = connection.execute(self.statements.read, {"at_key": key}).one()
         now = row.now / 1000
-        return (None if row.version is None else from_row(row._asdict())), now
+        return (None if row.version is None else _stored(row)), now
 
     def rows(self, connection: Connection, keys: Iterable[str]) -> dict[str, Stored]:
         """Give those records that have not ended, by key."""
         rows = connection.execute(self.statements.read_many, {"keys": list(keys)}).all()
-        return {row.record_key: from_row(row._asdict()) for row in rows}
+        return {row.record_key: _stored(row) for row in rows}
 
     def scan(self, connection: Connection, after: str, most: int) -> list[tuple[str, Stored]]:
         """Give records by the order of their keys."""
         rows = connection.execute(self.statements.scan, {"after": after, "most": most}).all()
-        return [(row.record_key, from_row(row._asdict())) for row in rows]
+        return [(row.record_key, _stored(row)) for row in rows]
 
     def insert(self, connection: Connection, key: str, control: Control, sealed: bytes) -> bool:
         """Write a record; ``False`` where there is one already, be it one that has ended."""
@@ -87,11 +92,11 @@ class Tables:
         return connection.execute(statement, named).rowcount == 1
 
     def bury(
-        self, connection: Connection, versions: Mapping[str, int], sealed: Mapping[str, bytes]
+        self, connection: Connection, found: Mapping[str, Control], sealed: Mapping[str, bytes]
     ) -> bool:
-        """Make tombstones of records that have these versions; tell whether all had."""
-        done = connection.execute(*self.statements.bury(versions, sealed))
-        return done.rowcount == len(versions)
+        """Make tombstones of records that are as they were found; tell whether all were."""
+        done = connection.execute(*self.statements.bury(found, sealed))
+        return done.rowcount == len(found)
 
     def remove_buried(self, connection: Connection, keys: Sequence[str], mark: bytes) -> None:
         """Remove the tombstones that have a mark in place of something to keep."""
