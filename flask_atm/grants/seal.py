@@ -10,7 +10,6 @@ import hmac
 import json
 import os
 from collections.abc import Iterable
-from hashlib import sha256
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidTag
@@ -133,4 +132,4 @@ class KeyRing:
         """Give the keyed hash by every key of the ring, the first one first."""
         text = json.dumps(parts).encode()
         ordered = sorted(self._keys.items(), key=lambda item: item[0] != self._first)
-        return [hmac.new(key, b"digest\0" + text, sha256).hexdigest() for _, key in ordered]
+        return [hmac.digest(key, b"digest\0" + text, "sha256").hex() for _, key in ordered]
