@@ -13,7 +13,7 @@ from flask_atm.calls.origins import destination
 from flask_atm.calls.token_auth import Authorizer, TokenAuth
 from flask_atm.config.keys import APIConfig
 from flask_atm.errors import ConfigurationError, LoginRequired
-from flask_atm.globals import CurrentGrant, current_grant, find_grant
+from flask_atm.globals import CurrentGrant, Nobody, current_grant, find_grant
 from flask_atm.meaning import meaning, meant
 from flask_atm.protocols import Customizer, TokenSource
 from flask_atm.state import State, current_state
@@ -24,23 +24,29 @@ __all__ = [
     "api_proxy",
     "client_source",
     "make_session",
-    "user_parameters",
     "user_source",
 ]
 
 S = TypeVar("S", bound=AuthorizedSession)
 
 
-def user_source(provider: str | None = None, grant_id: str | None = None) -> CurrentGrant:
+def user_source(
+    provider: str | None, grant_id: str | None, asked: TokenParameters
+) -> tuple[CurrentGrant, TokenParameters]:
     """Give the token source of a user: the one who is meant now, or the one of a grant id.
 
+    :param asked: what a call asks for.
+    :returns: the source, and that on top of what a decorator says, if it is about the same user.
     :raises LoginRequired: nobody is signed in, or the sign-in has ended.
     """
     if grant_id is None:
-        found = current_grant(provider)
-    else:
-        with meaning(grant_id=grant_id):
-            found = current_grant(provider)
+        present = meant()
+        return _signed_in(current_grant(provider, present)), present.parameters.merge(asked)
+    with meaning(grant_id=grant_id):
+        return _signed_in(current_grant(provider)), asked
+
+
+def _signed_in(found: CurrentGrant | Nobody) -> CurrentGrant:
     if isinstance(found, CurrentGrant):
         return found
     raise found.error()
@@ -60,6 +66,7 @@ def client_source(client: str | None = None, provider: str | None = None) -> Tok
 
 
 def make_session(
+    state: State,
     source: TokenSource,
     base_url: str,
     parameters: TokenParameters,
@@ -69,7 +76,6 @@ def make_session(
     renew_on_401: bool,
 ) -> AuthorizedSession:
     """Make a session over the connections of the application."""
-    state = current_state()
     return AuthorizedSession(
         source,
         base_url,
@@ -103,7 +109,7 @@ def _parameters(api: APIConfig) -> TokenParameters:
 def _source(api: APIConfig) -> TokenSource:
     if api.token == "client":
         return client_source(api.client, None if api.client else api.provider)
-    return user_source(api.provider)
+    return _signed_in(current_grant(api.provider))
 
 
 def _make(state: State, api: APIConfig, session_class: type[S]) -> S:
@@ -184,8 +190,3 @@ def api_auth(name: str) -> TokenAuth:
         destination(api.base_url, api.allowed_origins),
         renew_on_401=api.renew_on_401,
     )
-
-
-def user_parameters(grant_id: str | None, asked: TokenParameters) -> TokenParameters:
-    """Give what a call asks for on top of what a decorator says, if that is about the same user."""
-    return asked if grant_id is not None else meant().parameters.merge(asked)

@@ -1,5 +1,6 @@
 """A ``requests.Session`` whose every request carries a valid token to the right place."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final, Never, Self
@@ -9,6 +10,7 @@ from requests.adapters import BaseAdapter
 from requests.cookies import RequestsCookieJar
 from requests.hooks import dispatch_hook
 from requests.models import DEFAULT_REDIRECT_LIMIT
+from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from flask_atm.calls.connections import Connections
@@ -25,7 +27,6 @@ __all__ = ["AuthorizedSession"]
 _NO_PARAMETERS: Final = TokenParameters()
 _RENEWING: Final = Budget()
 _NOT_RENEWING: Final = Budget(renewals=0)
-_DEFAULT_HEADERS: Final[Any] = default_headers()
 _CURES: Final = {
     "authorization": "the session puts the token on by itself: leave it out, or use with_token(…)",
     "dpop": "the session makes the proof by itself: leave it out",
@@ -35,6 +36,21 @@ _CURES: Final = {
 _NO_HOOKS: Final[dict[str, list[Any]]] = {"response": []}
 # A request that was sent before, such as response.request, has the header from us.
 _OURS: Final = type(AccessToken(value="", expires_at=0).authorization)
+
+
+class _Headers(CaseInsensitiveDict[str]):
+    """Headers that every session starts with, copied as a whole: one by one takes five times as
+    long."""
+
+    _store: OrderedDict[str, tuple[str, str]]
+
+    def copy(self) -> "_Headers":
+        made = _Headers.__new__(_Headers)
+        made._store = self._store.copy()
+        return made
+
+
+_DEFAULT_HEADERS: Final = _Headers(default_headers())
 
 
 class _NoCookies(RequestsCookieJar):
@@ -119,7 +135,7 @@ class AuthorizedSession(requests.Session, metaclass=_SharedWhenMade):
         self._mounted: dict[str, BaseAdapter] | None = {}
         # Not super().__init__(): it would make connection pools, at many times the cost of all
         # this. Its other attributes are those of the class.
-        self.headers = _DEFAULT_HEADERS.copy()
+        self.headers: Any = _DEFAULT_HEADERS.copy()
         self.hooks = {"response": []}
         self.params = {}
         self.proxies = {}

@@ -181,9 +181,10 @@ class ATM:
         :param parameters: ``scope``, ``resource``, … of :class:`~flask_atm.TokenParameters`.
         :raises LoginRequired: nobody is signed in.
         """
-        asked = apis.user_parameters(grant_id, _parameters(parameters))
+        source, asked = apis.user_source(provider, grant_id, _parameters(parameters))
         return apis.make_session(
-            apis.user_source(provider, grant_id),
+            source.state,
+            source,
             base_url,
             asked,
             allowed_origins,
@@ -212,6 +213,7 @@ class ATM:
         :param parameters: ``scope``, ``resource``, … of :class:`~flask_atm.TokenParameters`.
         """
         return apis.make_session(
+            current_state(),
             apis.client_source(client, provider),
             base_url,
             _parameters(parameters),
@@ -241,8 +243,8 @@ class ATM:
         :raises LoginRequired: nobody is signed in, or the sign-in has ended.
         :raises ServerUnavailable: the provider is away, and no valid token is left.
         """
-        asked = apis.user_parameters(grant_id, _parameters(parameters))
-        return apis.user_source(provider, grant_id).get(self._customized(asked))
+        source, asked = apis.user_source(provider, grant_id, _parameters(parameters))
+        return source.get(self._customized(asked))
 
     def get_client_token(
         self, client: str | None = None, *, provider: str | None = None, **parameters: Any

@@ -72,6 +72,7 @@ class CurrentGrant:
     It needs no context, so a session made in a view may be used in threads of that view.
     """
 
+    state: State = field(repr=False)
     provider: Provider
     grant_id: str = field(repr=False)
     #: Whether the application said whose grant is meant: it may say another one any time.
@@ -133,16 +134,19 @@ class CurrentGrant:
         return None
 
 
-def find_grant(provider_name: str | None = None) -> tuple[State, Provider, str | None]:
+def find_grant(
+    provider_name: str | None = None, present: Meaning | None = None
+) -> tuple[State, Provider, str | None]:
     """Say which grant is meant now, without a look at the store.
 
     :param provider_name: the provider; by default the one that is meant.
+    :param present: what is meant, where that is known already.
     :returns: the state, the provider, and the grant id or ``None``.
     :raises LoginRequired: outside a request, and no grant was named.
     """
     if not has_app_context():
         raise _outside()
-    state, present = current_state(), meant()
+    state, present = current_state(), present or meant()
     if present.grant_id is not None:
         owner = present.grant_id.partition(".")[0]
         name = provider_name or present.provider or owner
@@ -167,12 +171,15 @@ def _outside() -> LoginRequired:
     return LoginRequired(message, reason="outside_request")
 
 
-def current_grant(provider_name: str | None = None) -> CurrentGrant | Nobody:
+def current_grant(
+    provider_name: str | None = None, present: Meaning | None = None
+) -> CurrentGrant | Nobody:
     """Look up the grant that is meant now: one read of the store per request.
 
-    A job may go on for a day, so there it is one a second.
+    A job may go on for a day, so there it is one a second. The arguments are those of
+    :func:`find_grant`.
     """
-    state, provider, grant_id = find_grant(provider_name)
+    state, provider, grant_id = find_grant(provider_name, present)
     if grant_id is None:
         return Nobody(provider.name, "anonymous")
     kept = _kept()
@@ -192,6 +199,7 @@ def _look_up(state: State, provider: Provider, grant_id: str) -> CurrentGrant | 
     if snapshot is None:
         return Nobody(provider.name, _why_not_there(state, provider.name))
     return CurrentGrant(
+        state=state,
         provider=provider,
         grant_id=grant_id,
         loaded=(
@@ -281,10 +289,10 @@ def _find_token() -> UserToken | Nobody:
 
 
 def _get_token() -> UserToken | Nobody:
-    found = current_grant()
+    present = meant()
+    found = current_grant(None, present)
     if not isinstance(found, CurrentGrant):
         return found
-    present = meant()
     token = found.get(present.parameters)
     if has_request_context() and not found.loaded:
         g._get_current_object()._atm_token = _Used(

@@ -50,10 +50,16 @@ class Handle:
     @classmethod
     def parse(cls, value: object) -> "Handle | None":
         """Read a value of the session; ``None``: it is not ours."""
-        parts = value.split(".") if isinstance(value, str) and value.isascii() else []
-        if len(parts) not in (2, 3) or not parts[1]:
+        parts = cls.parts(value)
+        if parts is None:
             return None
-        return cls(store_id=parts[0], secret=parts[1], copy=parts[2] if parts[2:] else "")
+        return cls(store_id=parts[0], secret=parts[1], copy="".join(parts[2:]))
+
+    @staticmethod
+    def parts(value: object) -> list[str] | None:
+        """Give what a value of the session is made of: the store id, the secret, maybe a copy."""
+        parts = value.split(".") if isinstance(value, str) and value.isascii() else []
+        return parts if len(parts) in (2, 3) and parts[1] else None
 
     def __str__(self) -> str:
         return ".".join(part for part in (self.store_id, self.secret, self.copy) if part)
