@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -349,12 +350,20 @@ def test_a_delete_whose_reply_is_lost_is_told_as_it_was(
     assert not behind.delete("a")
 
 
+@pytest.mark.parametrize("was_read", [False, True])
 @pytest.mark.parametrize("keep", [None, b"outbox"])
 def test_a_batch_whose_reply_is_lost_is_told_as_it_was(
-    behind: SQLStore, proxy: FaultProxy, keep: bytes | None
+    behind: SQLStore, proxy: FaultProxy, keep: bytes | None, was_read: bool
 ) -> None:
     behind.create("b", b"1", ends_at=soon(), index=["i"])
-    doomed = [Doomed(key=key, keep=keep, index=["o"]) for key in ("a", "none", "b")]
+    keys = ("a", "none", "b")
+    doomed = [Doomed(key=key, keep=keep, index=["o"]) for key in keys]
+    if was_read:
+        read = [one.control.ends_at if one else soon() for one in behind.read_many(keys)]
+        doomed = [
+            replace(one, expected_version=1, ends_at=end)
+            for one, end in zip(doomed, read, strict=True)
+        ]
     answers = losing(behind, proxy, "UPDATE", lambda: behind.delete_many(doomed))
     assert answers == [True, False, True]
     assert (behind.find("i"), sorted(behind.find("o"))) == ([], ["a", "b"] if keep else [])

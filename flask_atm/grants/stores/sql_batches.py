@@ -89,12 +89,14 @@ class Burials:
         sealed = {key: self._sealed(key) for key in open_ones}
         for key, found in open_ones.items():
             self._written[key].add(steps.bury(found), sealed[key], answer=not found.tombstone)
-        if self._tables.bury(connection, open_ones, sealed):
+        number = self._tables.bury(connection, open_ones, sealed)
+        if number == len(open_ones):
             for key, found in open_ones.items():
                 self._answer(key, not found.tombstone)
             return
-        # Somebody else has changed some of them: which are ours now?
-        stored = self._tables.rows(connection, sorted(open_ones))
+        # Somebody else has changed some of them: which are ours now? None, if none was changed:
+        # what looks like ours is of a call before, with the same bytes.
+        stored = self._tables.rows(connection, sorted(open_ones)) if number else {}
         for key in open_ones:
             for answer in self._written[key].found_in(stored.get(key)):
                 self._answer(key, answer)

@@ -93,10 +93,9 @@ class Tables:
 
     def bury(
         self, connection: Connection, found: Mapping[str, Control], sealed: Mapping[str, bytes]
-    ) -> bool:
-        """Make tombstones of records that are as they were found; tell whether all were."""
-        done = connection.execute(*self.statements.bury(found, sealed))
-        return done.rowcount == len(found)
+    ) -> int:
+        """Make tombstones of records that are as they were found; tell how many were."""
+        return connection.execute(*self.statements.bury(found, sealed)).rowcount
 
     def remove_buried(self, connection: Connection, keys: Sequence[str], mark: bytes) -> None:
         """Remove the tombstones that have a mark in place of something to keep."""
